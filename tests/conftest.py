@@ -1,0 +1,68 @@
+"""Real servers for the whole test run: one Ray cluster and one Prefect server, started when a test first asks for them.
+
+Both bind to free loopback ports, keep their files in folders of their own, and are ended after the last test, failed
+or not. `ray_session` connects this process to the cluster; subprocesses get `ray_cluster.env`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+
+from infra import servers  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[servers.RayHead]:
+    """A Ray head with 4 logical CPUs, dashboard and token authentication. `.address`, `.dashboard_url`, `.env`."""
+    folder = Path(tempfile.mkdtemp(prefix="emoray", dir="/tmp" if os.path.isdir("/tmp") else None))
+    head = servers.start_ray_head(
+        folder / "r", folder / "token", folder / "ray.log", cpus=4, object_store_bytes=400 * 1024**2
+    )
+    before = {name: os.environ.get(name) for name in head.env}
+    os.environ.update(head.env)
+    try:
+        servers.wait_until(head.healthy, head.process, limit_s=120)
+        yield head
+    finally:
+        servers.end(head.process)
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def ray_session(ray_cluster: servers.RayHead) -> Iterator[servers.RayHead]:
+    """This process as a driver of `ray_cluster`."""
+    import ray
+
+    ray.init(address=ray_cluster.address, log_to_driver=False, namespace="tests")
+    try:
+        yield ray_cluster
+    finally:
+        ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[servers.PrefectServer]:
+    """A Prefect server on SQLite in its own folder. `.api_url`, `.env`; not set in this process's environment."""
+    folder = Path(tempfile.mkdtemp(prefix="emoprefect"))
+    server = servers.start_prefect_server(folder / "home", folder / "server.log")
+    try:
+        servers.wait_until(server.healthy, server.process, limit_s=120)
+        yield server
+    finally:
+        servers.end(server.process)
+        shutil.rmtree(folder, ignore_errors=True)
