@@ -1,0 +1,1 @@
+"""EmoBench + EmoLLM → results.json, samples.parquet and report.html."""
