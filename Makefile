@@ -1,0 +1,51 @@
+# Everything a newcomer needs: `make quickstart` (set-up + the main job on real input) and `make test` (set-up + tests).
+VENV ?= .venv
+PYTHON := $(VENV)/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart up down status samples test test-slow lint format browser clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.installed ## make the virtual environment and install everything into it (no root needed)
+
+$(VENV)/.installed: pyproject.toml constraints.txt infra/install.sh
+	sh infra/install.sh $(VENV)
+	touch $@
+
+quickstart: setup ## fetch real pictures, build EmoBench, train EmoLLM, score it, open the way to the report
+	@$(PYTHON) -m infra.quickstart
+
+up: setup ## start the local Prefect server, its worker and a Ray head, and register the deployments
+	@$(PYTHON) -m infra.services up
+
+down: setup ## stop what `make up` started
+	@$(PYTHON) -m infra.services down
+
+status: setup ## say which local services run, and where
+	@$(PYTHON) -m infra.services status
+
+samples: setup ## only fetch and convert the models, pictures, clips and texts of the quickstart
+	@$(PYTHON) -m infra.samples
+
+lint: setup ## style, import order, types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+test: setup lint browser ## lint, types and all tests but the slow ones
+	$(PYTHON) -m pytest -m "not slow and not gpu"
+
+test-slow: setup browser ## the tests marked slow
+	$(PYTHON) -m pytest -m slow
+
+format: setup ## let ruff format the code
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+browser: ## a Chromium for the tests of the report, where it can be had without asking
+	@sh infra/install_browser.sh
+
+clean: ## remove the environment, downloads, converted models and all runs
+	rm -rf $(VENV) .local runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
