@@ -63,17 +63,23 @@ class LogTail(threading.Thread):
         self._client, self._job_id = client, job_id
         self._chunks: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._finished = threading.Event()
+        self._handing_over = threading.Lock()
         self._seen = 0
         self._partial = ""
 
     def run(self) -> None:
         asyncio.run(self._follow())
 
-    def finish(self, patience_s: float = 4.0) -> None:
-        """The job has ended: take what is still coming, and no more."""
+    def finish(self) -> None:
+        """The job has ended: fetch what the web socket has not brought yet (it closes seconds later), and no more."""
         self._finished.set()
-        self.join(patience_s)
-        self._chunks.put("\n")
+        try:
+            text = self._client.get_job_logs(self._job_id)
+        except Exception:  # whoever polls the job has already said what is wrong with the cluster
+            text = ""
+        with self._handing_over:
+            self._chunks.put(text[self._seen :] + "\n")
+            self._seen = max(self._seen, len(text))
 
     def drain(self, say: Callable[[str], None]) -> None:
         """Hand every whole line that has come to `say`; of a flood only the last lines."""
@@ -96,10 +102,13 @@ class LogTail(threading.Thread):
             try:
                 async for chunk in self._client.tail_job_logs(self._job_id):
                     pause = 0.5
-                    fresh = chunk[skip:]
-                    skip = max(0, skip - len(chunk))
-                    self._seen += len(fresh)
-                    self._chunks.put(fresh)
+                    with self._handing_over:
+                        if self._finished.is_set():
+                            return
+                        fresh = chunk[skip:]
+                        skip = max(0, skip - len(chunk))
+                        self._seen += len(fresh)
+                        self._chunks.put(fresh)
             except (
                 Exception
             ):  # the head is restarting, or the job has not started: whoever polls the job will know
