@@ -1,0 +1,156 @@
+"""Which rows of an EmoBench are asked, by the model of which fold, and which rows that model was trained on.
+
+Rows with `fold = k` are test rows of protocol k, whatever folder they lie in, and training rows of every other protocol;
+rows without a fold keep the split of their folder in every protocol (see `dataset_build.schema.sample_schema`).
+Only light columns are read here, never media bytes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dataset_build import storage
+from dataset_build.provenance import sha256_of_bytes, sha256_of_json
+from dataset_build.schema import SPLITS
+
+_LIGHT_COLUMNS = (
+    "uid source sub_task split fold messages options answer other_answers group_keys demonstration "
+    "media.list.element.kind media.list.element.sha256"
+).split()
+
+
+class EvaluationError(ValueError):
+    """An evaluation that cannot go on; the message names the file or row, the value found and the remedy."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sample without its media bytes, and where it lies: row `index` of the Parquet file `path` (relative)."""
+
+    uid: str
+    source: str
+    sub_task: str
+    split: str
+    fold: int | None
+    prompt: str
+    options: tuple[str, ...]
+    answer: str
+    other_answers: tuple[str, ...]
+    group_keys: dict[str, str]
+    demonstration: bool
+    media_kinds: tuple[str, ...]
+    media_sha256: tuple[str, ...]
+    path: str
+    index: int
+
+    @property
+    def gold(self) -> tuple[str, ...]:
+        return (self.answer, *self.other_answers)
+
+    def question_digest(self, withhold_media: bool) -> str:
+        """Equal for rows that put exactly the same question to a model."""
+        media = [] if withhold_media else list(self.media_sha256)
+        kinds = [] if withhold_media else list(self.media_kinds)
+        return sha256_of_json([self.sub_task, self.prompt, list(self.options), kinds, media])
+
+
+def read_rows(data: str, manifest: dict[str, Any]) -> list[Row]:
+    """All rows of all splits, in the order of the file names.
+
+    Raises EvaluationError where a file is missing, has another number of rows than the manifest says, or a uid twice.
+    """
+    rows: list[Row] = []
+    for path in sorted(name for name in manifest["files"] if name.split("/")[0] in SPLITS and name.endswith(".parquet")):
+        found = _read_file(data, path)
+        expected = manifest["files"][path]["rows"]
+        if len(found) != expected:
+            raise EvaluationError(f"{data}/{path}: {len(found)} rows, the manifest says {expected}; build it again")
+        rows += found
+    uid, count = next(iter(Counter(row.uid for row in rows).most_common(1)), ("", 0))
+    if count > 1:
+        raise EvaluationError(f"{data}: uid {uid!r} is in the data {count} times; build it again")
+    return rows
+
+
+def _read_file(data: str, path: str) -> list[Row]:
+    import pyarrow.parquet as pq
+
+    full = storage.join(data, path)
+    if not storage.exists(full):
+        raise EvaluationError(f"{full} is in the manifest, but not there; build EmoBench again")
+    with storage.open_read(full) as stream:
+        values = pq.ParquetFile(stream).read(columns=_LIGHT_COLUMNS).to_pylist()
+    return [_row(value, path, index) for index, value in enumerate(values)]
+
+
+def _row(value: dict[str, Any], path: str, index: int) -> Row:
+    media = value["media"] or []
+    row = Row(
+        uid=value["uid"],
+        source=value["source"],
+        sub_task=value["sub_task"],
+        split=value["split"],
+        fold=value["fold"],
+        prompt="\n".join(message["content"] for message in value["messages"]),
+        options=tuple(value["options"] or ()),
+        answer=value["answer"],
+        other_answers=tuple(value["other_answers"] or ()),
+        group_keys=dict(value["group_keys"] or ()),
+        demonstration=bool(value["demonstration"]),
+        media_kinds=tuple(medium["kind"] for medium in media),
+        media_sha256=tuple(medium["sha256"] for medium in media),
+        path=path,
+        index=index,
+    )
+    if row.options and row.answer not in row.options:
+        raise EvaluationError(f"{row.uid}: answer {row.answer!r} is not one of its options {list(row.options)}")
+    return row
+
+
+def protocol_of(row: Row) -> int:
+    """The protocol (and so the fold's model) that tests this row; rows without a fold belong to protocol 0."""
+    return 0 if row.fold is None else row.fold
+
+
+def is_asked(row: Row, split: str) -> bool:
+    """Whether the row is asked when `split` is evaluated.
+
+    `test`: the test rows of every protocol. `train`, `val`: the rows of that folder, which is what protocol 0 says.
+    """
+    if split == "test" and row.fold is not None:
+        return True
+    return row.split == split
+
+
+def is_training_row(row: Row, protocol: int) -> bool:
+    """Whether the model of `protocol` was trained on the row (as far as EmoBench says; a recipe can take fewer)."""
+    return row.split == "train" if row.fold is None else row.fold != protocol
+
+
+def select_rows(
+    rows: Iterable[Row], split: str, sub_tasks: Sequence[str], limit: int | None, folds: Sequence[int] | None
+) -> tuple[list[Row], dict[str, int]]:
+    """(rows to ask, sorted by uid; number of rows left out, by reason).
+
+    `folds`: the protocols there is a model for, None for one model that answers everything it may. `limit` takes that many
+    rows per sub-task, those with the smallest sha256 of their uid: always the same ones, of all sources and labels.
+    """
+    left_out: Counter[str] = Counter()
+    by_task: dict[str, list[Row]] = {}
+    for row in rows:
+        if not is_asked(row, split) or row.sub_task not in sub_tasks:
+            continue
+        if split == "test" and folds is not None and protocol_of(row) not in folds:
+            left_out["fold_without_model"] += 1
+            continue
+        by_task.setdefault(row.sub_task, []).append(row)
+    chosen: list[Row] = []
+    for task_rows in by_task.values():
+        task_rows.sort(key=lambda row: sha256_of_bytes(row.uid.encode()))
+        kept = task_rows if limit is None else task_rows[:limit]
+        left_out["over_limit"] += len(task_rows) - len(kept)
+        chosen += kept
+    return sorted(chosen, key=lambda row: row.uid), {reason: count for reason, count in left_out.items() if count}
