@@ -32,7 +32,9 @@ def sha256_of_file(path: str) -> str:
 
 def sha256_of_json(value: Any) -> str:
     """The digest of a JSON value, whatever the order of its keys."""
-    return sha256_of_bytes(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode())
+    return sha256_of_bytes(
+        json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    )
 
 
 def code_digest(packages: Sequence[str], leave_out: Sequence[str] = ()) -> str:

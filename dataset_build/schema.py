@@ -100,7 +100,9 @@ class Reject:
 
     def __post_init__(self) -> None:
         if self.reason not in REJECT_REASONS:
-            raise ValueError(f"{self.uid}: reject reason {self.reason!r} is not one of {sorted(REJECT_REASONS)}")
+            raise ValueError(
+                f"{self.uid}: reject reason {self.reason!r} is not one of {sorted(REJECT_REASONS)}"
+            )
 
 
 def sample_schema() -> pyarrow.Schema:
@@ -163,7 +165,9 @@ def reject_schema() -> pyarrow.Schema:
     """The Arrow schema of OUT/rejects.parquet."""
     import pyarrow as pa
 
-    return pa.schema([(name, pa.string()) for name in ("uid", "source", "split", "sub_task", "reason", "detail")])
+    return pa.schema(
+        [(name, pa.string()) for name in ("uid", "source", "split", "sub_task", "reason", "detail")]
+    )
 
 
 def duplicate_schema() -> pyarrow.Schema:

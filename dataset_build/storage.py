@@ -41,6 +41,14 @@ def exists(path: str) -> bool:
     return bool(fs.exists(inner))
 
 
+def size(path: str) -> int:
+    """Bytes in a file."""
+    if not is_remote(path):
+        return os.path.getsize(path)
+    fs, inner = filesystem(path)
+    return int(fs.size(inner))
+
+
 def read_bytes(path: str) -> bytes:
     with open_read(path) as stream:
         return stream.read()

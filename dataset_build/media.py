@@ -1,0 +1,257 @@
+"""Every byte from outside goes through here: paths, pictures and clips, each with limits.
+
+Failures are `MediaError`s whose `reason` is a key of `schema.REJECT_REASONS`, so that one bad file costs one row.
+
+What is stored for a picture: its own bytes, if it is one PNG, JPEG or WebP frame within `max_side_px`, upright, and
+not padded with foreign data. Transparency is kept then; everybody who opens the bytes gets it composited on white by
+`open_picture`. Anything else is decoded (JPEG at reduced scale), put upright, composited on white, scaled down and
+stored as JPEG. What is stored for a clip: N evenly spaced frames as JPEG, and its sound as 16 kHz mono WAV, if any.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from dataset_build import schema
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# Raise it when the stored bytes for the same source file change.
+VERSION = "1"
+
+# Default bound for `open_picture`: what a picture may decode to, whoever made the file.
+MAX_PIXELS = 50_000_000
+_GIT_LFS = b"version https://git-lfs.github.com/spec/"
+_KEPT_FORMATS = ("PNG", "JPEG", "WEBP")
+
+
+class Settings(Protocol):
+    """The media section of a build recipe (`recipe.MediaSettings`)."""
+
+    max_side_px: int
+    video_frames: int
+    frame_side_px: int
+    jpeg_quality: int
+    max_pixels: int
+    max_file_mb: int
+    max_seconds: float
+    timeout_s: float
+
+
+class MediaError(ValueError):
+    """A file that cannot be used. `reason` is a reject reason, the message says what was found."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        if reason not in schema.REJECT_REASONS:
+            raise AssertionError(f"{reason!r} is not a reject reason")
+        super().__init__(detail)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Medium:
+    """One converted medium. `data` holds encoded bytes (one picture, the frames of a clip, or one sound file).
+
+    `source_sha256` is the digest of the source file, `identity` that of the file and the part of it that was taken:
+    two media are the same picture or clip if and only if their identities are equal. `phash` is 16 hex digits, of the
+    middle frame for a clip, empty for sound.
+    """
+
+    kind: schema.MediaKind
+    data: tuple[bytes, ...]
+    source_sha256: str
+    identity: str
+    phash: str
+    width: int
+    height: int
+    duration_s: float | None = None
+    fps: float | None = None
+    sample_rate: int | None = None
+
+
+def resolve(root: str, path: str) -> str:
+    """The absolute path of an annotation's `path`, which must stay inside `root`, links resolved.
+
+    Raises MediaError: path_outside_root, missing_media.
+    """
+    parts = path.replace("\\", "/").split("/")
+    if "\x00" in path or os.path.isabs(path) or path.startswith(("/", "\\")) or ".." in parts:
+        raise MediaError("path_outside_root", f"{path!r} leaves the source's folder")
+    real_root = os.path.realpath(root)
+    full = os.path.realpath(os.path.join(real_root, path))
+    if os.path.commonpath([real_root, full]) != real_root:
+        raise MediaError("path_outside_root", f"{path}: a link leads out of the source's folder, to {full}")
+    if not os.path.exists(full):
+        raise MediaError("missing_media", f"{path}: the annotation names it, but it is not there")
+    if not os.path.isfile(full):
+        raise MediaError("not_media", f"{path}: not a regular file")
+    return full
+
+
+def fingerprint(root: str, path: str) -> list[int] | str:
+    """What a file is without reading it: size and modification time, or the reason why it cannot be used."""
+    try:
+        stat = os.stat(resolve(root, path))
+    except MediaError as error:
+        return error.reason
+    except OSError as error:
+        return f"missing_media: {error.strerror}"
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def check_file(full: str, path: str, max_file_mb: int) -> bytes:
+    """The first bytes of a file that is neither empty, nor too large, nor a stand-in for media."""
+    try:
+        size = os.path.getsize(full)
+        with open(full, "rb") as stream:
+            head = stream.read(4096)
+    except OSError as error:
+        raise MediaError("missing_media", f"{path}: cannot be read ({error.strerror})") from error
+    if size == 0 or not head:
+        raise MediaError("empty_file", f"{path}: 0 bytes")
+    if size > max_file_mb << 20:
+        raise MediaError(
+            "too_large", f"{path}: {size >> 20} MiB; the recipe allows media.max_file_mb = {max_file_mb}"
+        )
+    if head.startswith(_GIT_LFS):
+        raise MediaError("not_media", f"{path}: a git-lfs pointer; run `git lfs pull` in the source")
+    return head
+
+
+def picture_format(head: bytes) -> str | None:
+    """The picture format that the first bytes announce; None where they announce none that is read here."""
+    for magic, name in (
+        (b"\x89PNG\r\n\x1a\n", "PNG"),
+        (b"\xff\xd8\xff", "JPEG"),
+        (b"GIF87a", "GIF"),
+        (b"GIF89a", "GIF"),
+        (b"BM", "BMP"),
+        (b"II*\x00", "TIFF"),
+        (b"MM\x00*", "TIFF"),
+    ):
+        if head.startswith(magic):
+            return name
+    return "WEBP" if head[:4] == b"RIFF" and head[8:12] == b"WEBP" else None
+
+
+def read_picture(root: str, path: str, settings: Settings) -> Medium:
+    """A picture of a source, verified by decoding it. Raises MediaError."""
+    full = resolve(root, path)
+    head = check_file(full, path, settings.max_file_mb)
+    if picture_format(head) is None:
+        raise MediaError("not_media", f"{path}: not a picture, it starts with {head[:16]!r}")
+    with open(full, "rb") as stream:
+        return picture_from_bytes(stream.read(), path, settings)
+
+
+def picture_from_bytes(data: bytes, name: str, settings: Settings) -> Medium:
+    """Encoded picture bytes, checked and brought within the limits; `name` is for messages."""
+    picture, keep = _decode(data, name, settings)
+    stored = data
+    if not keep:
+        stored = encode_jpeg(picture, settings.jpeg_quality)
+    digest = hashlib.sha256(data).hexdigest()
+    return Medium("image", (stored,), digest, digest, phash(picture), picture.width, picture.height)
+
+
+def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Stored picture bytes as RGB, transparency composited on white. Raises MediaError."""
+    with _opened(data, "picture", max_pixels) as opened:
+        return _flat(_load(opened, "picture"))
+
+
+def encode_jpeg(picture: Image.Image, quality: int) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=quality, subsampling=0)
+    return buffer.getvalue()
+
+
+def phash(picture: Image.Image) -> str:
+    """The 64-bit DCT perceptual hash, as 16 hex digits."""
+    import imagehash
+
+    return str(imagehash.phash(picture))
+
+
+def _decode(data: bytes, name: str, settings: Settings) -> tuple[Image.Image, bool]:
+    """The picture as RGB within the limits, and whether its own bytes can be stored as they are."""
+    from PIL import Image, ImageOps
+
+    with _opened(data, name, settings.max_pixels) as opened:
+        orientation = opened.getexif().get(0x0112, 1)
+        longest = max(opened.size)
+        keep = (
+            opened.format in _KEPT_FORMATS
+            and longest <= settings.max_side_px
+            and orientation in (0, 1)
+            and getattr(opened, "n_frames", 1) == 1
+            # Uncompressed size plus some metadata: more is not this picture.
+            and len(data) <= 8 * opened.width * opened.height + (64 << 10)
+        )
+        if opened.format == "JPEG" and longest > settings.max_side_px:
+            scale = settings.max_side_px / longest
+            opened.draft("RGB", (round(opened.width * scale), round(opened.height * scale)))
+        picture = _load(opened, name)
+        if orientation not in (0, 1):
+            picture = ImageOps.exif_transpose(picture)
+        flat = _flat(picture)
+    if not keep and max(flat.size) > settings.max_side_px:
+        flat.thumbnail((settings.max_side_px, settings.max_side_px), Image.Resampling.LANCZOS)
+    return flat, keep
+
+
+def _opened(data: bytes, name: str, max_pixels: int) -> Image.Image:
+    from PIL import Image
+
+    kind = picture_format(data[:16])
+    if kind is None:
+        raise MediaError("not_media", f"{name}: not a picture, it starts with {data[:16]!r}")
+    try:
+        with warnings.catch_warnings():  # the pixel limit is ours, below, for every size
+            warnings.simplefilter("ignore")
+            opened = Image.open(io.BytesIO(data), formats=[kind])
+    except Image.DecompressionBombError as error:
+        raise MediaError("too_large", f"{name}: {error}") from error
+    except Exception as error:  # Pillow's plugins raise whatever the hostile bytes make them
+        raise MediaError(
+            "undecodable", f"{name}: {kind} header, but it does not open: {_first_line(error)}"
+        ) from error
+    if opened.width * opened.height > max_pixels:
+        size = f"{opened.width}x{opened.height}"
+        opened.close()
+        raise MediaError("too_large", f"{name}: {size} pixels; the limit is {max_pixels}")
+    return opened
+
+
+def _load(opened: Image.Image, name: str) -> Image.Image:
+    try:
+        opened.load()
+    except Exception as error:  # as above
+        raise MediaError(
+            "undecodable", f"{name}: {opened.format} does not decode: {_first_line(error)}"
+        ) from error
+    return opened
+
+
+def _flat(picture: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
+        rgba = picture.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        white.alpha_composite(rgba)
+        return white.convert("RGB")
+    if picture.mode in ("I;16", "I;16B", "I"):  # 16-bit grey: `convert` would clip instead of scale
+        picture = picture.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+    return picture.convert("RGB")
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return (text.splitlines()[0] if text else type(error).__name__)[:200]

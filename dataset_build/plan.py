@@ -1,0 +1,144 @@
+"""The plan of a build: the adapters' record stream cut into shards, each with a key that says what it depends on.
+
+A converted shard is three Parquet files and a marker, written last. Its name is its key: the records in it, their
+files (path, size, modification time), the adapter's version, the media settings and the code that converts. So a
+second build, or one that was killed, redoes exactly the shards whose inputs changed or that were not finished.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from dataset_build import convert, media, provenance, schema, sources, storage
+from dataset_build.recipe import BuildRecipe, SourceSpec
+from dataset_build.schema import MediaRef, Record, Reject, Turn
+
+# Modules that do not change what a converted shard holds.
+_NOT_CONVERSION = tuple(
+    f"dataset_build/{name}"
+    for name in (
+        "__main__.py", "card.py", "plots.py", "dedup.py", "ledger.py", "manifest.py", "pipeline.py", "plan.py", "progress.py",
+        "provenance.py", "recipe.py", "recipes/", "sources/", "splits.py", "storage.py", "write.py", "errors.py",
+    )
+)  # fmt: skip
+
+
+class Shard(NamedTuple):
+    """One unit of conversion. The files live in the work folder under `key`."""
+
+    source: str
+    number: int
+    key: str
+    rows: int
+
+    def path(self, work: str, kind: str) -> str:
+        """`kind`: plan.json (the records), samples.parquet, index.parquet, rejects.parquet, done.json (the marker)."""
+        return storage.join(work, "shards", f"{self.source}-{self.number:05d}-{self.key}.{kind}")
+
+
+class Plan(NamedTuple):
+    """What there is to do. `rejects` are those of the adapters themselves; `records` counts all items per source."""
+
+    shards: list[Shard]
+    rejects: list[Reject]
+    records: Counter[str]
+
+
+def make(recipe: BuildRecipe, work: str | None) -> Plan:
+    """Read the adapters and cut their records into shards; unfinished shards get their plan file in `work`.
+
+    Only shard keys and the adapters' own rejects are held; with `work` None nothing is written (a dry run).
+    """
+    plan = Plan([], [], Counter())
+    code = provenance.code_digest(["dataset_build"], leave_out=_NOT_CONVERSION)
+    settings = convert.media_digest(recipe.media)
+    for spec in recipe.sources:
+        adapter = sources.adapter(spec.name)
+        prefix = [schema.SCHEMA_VERSION, adapter.NAME, adapter.VERSION, settings, code]
+        batch: list[Record] = []
+        for record in _unique(_items(recipe, spec, plan), plan):
+            batch.append(record)
+            if len(batch) == recipe.shard_rows:
+                _add_shard(plan, recipe.source_root(spec), spec.name, prefix, batch, work)
+                batch = []
+        if batch:
+            _add_shard(plan, recipe.source_root(spec), spec.name, prefix, batch, work)
+    return plan
+
+
+def is_done(shard: Shard, work: str) -> bool:
+    """Whether the shard's marker is there and its files have the sizes the marker says."""
+    marker = shard.path(work, "done.json")
+    if not storage.exists(marker):
+        return False
+    sizes = storage.read_json(marker)["bytes"]
+    return all(
+        storage.exists(path := shard.path(work, kind)) and storage.size(path) == size
+        for kind, size in sizes.items()
+    )
+
+
+def read_records(path: str) -> list[Record]:
+    """The records of a plan file."""
+    return [_record(row) for row in storage.read_json(path)]
+
+
+def prune(work: str, shards: list[Shard]) -> int:
+    """Remove the files of shards that are not in the plan (of changed inputs), and plan files. Returns how many."""
+    wanted = {f"{shard.source}-{shard.number:05d}-{shard.key}" for shard in shards}
+    folder = storage.join(work, "shards")
+    stale = [
+        name
+        for name in storage.list_files(folder)
+        if name.split(".")[0] not in wanted or name.endswith("plan.json")
+    ]
+    for name in stale:
+        storage.remove(storage.join(folder, name))
+    return len(stale)
+
+
+def _items(recipe: BuildRecipe, spec: SourceSpec, plan: Plan) -> Iterator[Record | Reject]:
+    for item in sources.adapter(spec.name).read(recipe.source_root(spec), recipe.source_options(spec)):
+        plan.records[spec.name] += 1
+        yield item
+
+
+def _unique(items: Iterator[Record | Reject], plan: Plan) -> Iterator[Record]:
+    """The records; rejects go to the plan, and so does every item whose uid the source has used before."""
+    seen: set[bytes] = set()
+    for item in items:
+        digest = hashlib.blake2b(item.uid.encode(), digest_size=12).digest()
+        if digest in seen:
+            detail = f"{item.uid}: an earlier row of the source has this id; give the rows different ones"
+            again = f"{item.uid}~{plan.records[item.source]}"  # a uid of its own, so that every reject can be told apart
+            plan.rejects.append(Reject(again, item.source, item.split, item.sub_task, "duplicate_id", detail))
+            continue
+        seen.add(digest)
+        if isinstance(item, Reject):
+            plan.rejects.append(item)
+        else:
+            yield item
+
+
+def _add_shard(
+    plan: Plan, root: str, name: str, prefix: list[str], records: list[Record], work: str | None
+) -> None:
+    rows = [dataclasses.asdict(record) for record in records]
+    files = [[ref.path, media.fingerprint(root, ref.path)] for record in records for ref in record.media]
+    key = provenance.sha256_of_json([*prefix, rows, files])[:24]
+    shard = Shard(name, sum(1 for shard in plan.shards if shard.source == name), key, len(records))
+    plan.shards.append(shard)
+    if work is not None and not is_done(shard, work):
+        storage.write_bytes(shard.path(work, "plan.json"), json.dumps(rows, ensure_ascii=False).encode())
+
+
+def _record(row: dict[str, Any]) -> Record:
+    tuples = {name: tuple(row[name]) for name in ("options", "other_labels")}
+    refs = tuple(MediaRef(**ref) for ref in row["media"])
+    turns = tuple(Turn(**turn) for turn in row["context"])
+    return Record(**{**row, **tuples, "media": refs, "context": turns})

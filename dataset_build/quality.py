@@ -1,0 +1,45 @@
+"""Checks that turn a record into a Reject before any media is opened."""
+
+from __future__ import annotations
+
+from dataset_build import schema
+from dataset_build.schema import Record, Reject
+
+MAX_TEXT_CHARS = 20_000
+
+
+def reject(record: Record, reason: str, detail: str) -> Reject:
+    return Reject(record.uid, record.source, record.split, record.sub_task, reason, detail)
+
+
+def check(record: Record) -> Reject | None:
+    """The first thing that is wrong with a record, or None."""
+    if record.sub_task not in schema.SUB_TASKS:
+        return reject(
+            record, "bad_row", f"sub_task {record.sub_task!r} is not one of {', '.join(schema.SUB_TASKS)}"
+        )
+    if record.split is not None and record.split not in schema.SPLITS:
+        return reject(record, "bad_row", f"split {record.split!r} is not one of {', '.join(schema.SPLITS)}")
+    closed = record.sub_task in schema.CLOSED_SUB_TASKS
+    if closed and not record.options:
+        return reject(record, "bad_row", f"{record.sub_task} is closed, but the record has no options")
+    wrong = [
+        label for label in (record.label, *record.other_labels) if closed and label not in record.options
+    ]
+    if wrong or not record.label.strip():
+        shown = ", ".join(map(repr, wrong)) or repr(record.label)
+        return reject(
+            record, "unknown_label", f"label {shown} is not among {', '.join(record.options) or 'any words'}"
+        )
+    if not record.media and not record.text.strip():
+        return reject(record, "bad_row", "neither media nor text")
+    length = len(record.text) + sum(len(turn.text) for turn in record.context)
+    if length > MAX_TEXT_CHARS:
+        return reject(record, "too_large", f"{length} characters of text; the limit is {MAX_TEXT_CHARS}")
+    for ref in record.media:
+        if ref.kind not in schema.PLACEHOLDERS:
+            return reject(record, "bad_row", f"{ref.path}: kind {ref.kind!r} is not image, video or audio")
+        start, end = ref.start_s, ref.end_s
+        if (start is not None and start < 0) or (end is not None and end <= (start or 0.0)):
+            return reject(record, "bad_time_range", f"{ref.path}: start {start}, end {end}")
+    return None

@@ -1,0 +1,245 @@
+"""The build recipe: one YAML file, checked field by field, with `--set a.b=VALUE` overrides.
+
+`load_recipe` and `inputs_digest` are light: neither torch nor Ray is imported, and no picture is opened.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dataset_build import provenance, sources, storage
+from dataset_build.errors import BuildError, UsageError
+
+SHIPPED = Path(__file__).resolve().parent / "recipes"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SourceSpec(_Section):
+    """One source: `root` is its folder (relative to the recipe's `root`), `options` are the adapter's own."""
+
+    name: str
+    root: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class MediaSettings(_Section):
+    """Limits and target sizes. A picture within `max_side_px` keeps its own bytes; a larger one is scaled down.
+
+    `max_pixels` bounds what is decoded at all, `max_file_mb` what is read, `max_seconds` the length of a clip and
+    `timeout_s` the time one clip may take to decode.
+    """
+
+    max_side_px: int = Field(256, ge=16, le=8192)
+    video_frames: int = Field(4, ge=1, le=64)
+    frame_side_px: int = Field(128, ge=16, le=2048)
+    jpeg_quality: int = Field(92, ge=30, le=100)
+    max_pixels: int = Field(50_000_000, ge=256)
+    max_file_mb: int = Field(1024, ge=1)
+    max_seconds: float = Field(600, gt=0)
+    timeout_s: float = Field(60, gt=0)
+
+
+class SplitSettings(_Section):
+    """`folds` for sources split by k-fold; the shares for sources that have no split of their own."""
+
+    folds: int = Field(4, ge=2, le=20)
+    test_share: float = Field(0.3, gt=0, lt=1)
+    val_share: float = Field(0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _something_left_to_train_on(self) -> SplitSettings:
+        if self.test_share + self.val_share >= 1:
+            raise ValueError("test_share + val_share must be below 1, or nothing is left to train on")
+        return self
+
+
+class DedupSettings(_Section):
+    """`near_bits`: two pictures whose 64-bit perceptual hashes differ in at most so many bits are near-duplicates."""
+
+    near_bits: int = Field(4, ge=0, le=15)
+
+
+class BuildRecipe(_Section):
+    """Everything that decides what a build gives, apart from the code and the source files themselves."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    out: str
+    root: str = "."
+    seed: int = 0
+    sources: tuple[SourceSpec, ...] = Field(min_length=1)
+    media: MediaSettings = MediaSettings()
+    splits: SplitSettings = SplitSettings()
+    dedup: DedupSettings = DedupSettings()
+    reject_budget: float = Field(0.01, ge=0, le=1)
+    shard_rows: int = Field(256, ge=1, le=10_000)
+    rows_per_file: int = Field(1024, ge=1)
+
+    @model_validator(mode="after")
+    def _known_sources_once(self) -> BuildRecipe:
+        names = [spec.name for spec in self.sources]
+        for name in names:
+            if name not in sources.REGISTRY:
+                raise ValueError(f"there is no source {name!r}{_nearest(name, sources.REGISTRY)}")
+        if len(set(names)) < len(names):
+            raise ValueError(f"a source is named twice in {names}; give each one once")
+        return self
+
+    def source_root(self, spec: SourceSpec) -> str:
+        """The absolute folder of a source, so that a worker with another working directory finds it."""
+        joined = spec.root if os.path.isabs(spec.root) else os.path.join(self.root, spec.root)
+        return os.path.abspath(joined)
+
+    def source_options(self, spec: SourceSpec) -> BaseModel:
+        return sources.adapter(spec.name).Options.model_validate(spec.options)
+
+
+def shipped_recipes() -> list[str]:
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> BuildRecipe:
+    """The recipe in a YAML file, or the shipped one of that name, with `KEY=VALUE` overrides applied.
+
+    A list of sources is addressed by name: `sources.jokes.options.per_label=20`. Raises UsageError naming the key,
+    the value found and the nearest valid key.
+    """
+    path = Path(name_or_path)
+    if not path.suffix and name_or_path in shipped_recipes():
+        path = SHIPPED / f"{name_or_path}.yaml"
+    if not path.is_file():
+        known = shipped_recipes()
+        raise UsageError(
+            f"there is no recipe {name_or_path!r}{_nearest(name_or_path, known)}; shipped: {', '.join(known)}"
+        )
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not a YAML file: {error}") from error
+    if not isinstance(raw, dict):
+        raise UsageError(f"{path}: a recipe is a mapping of keys to values, found {type(raw).__name__}")
+    for override in overrides:
+        _apply(raw, override)
+    try:
+        recipe = BuildRecipe.model_validate(raw)
+    except ValidationError as error:
+        raise UsageError(_explain(path, error, BuildRecipe)) from error
+    for spec in recipe.sources:
+        try:
+            recipe.source_options(spec)
+        except ValidationError as error:
+            where = f"sources.{spec.name}.options."
+            raise UsageError(_explain(path, error, sources.adapter(spec.name).Options, where)) from error
+    return recipe
+
+
+def inputs_digest(recipe: BuildRecipe) -> str:
+    """The digest of everything a build's result depends on: recipe, source files (path, size, time), code.
+
+    Folders are left out: the same files elsewhere are the same inputs.
+    """
+    content = recipe.model_dump(
+        mode="json", exclude={"out": True, "root": True, "sources": {"__all__": {"root"}}}
+    )
+    roots: dict[str, str] = {}
+    for spec in recipe.sources:
+        root = recipe.source_root(spec)
+        if root not in roots:
+            roots[root] = provenance.sha256_of_json(list(_fingerprint(spec.name, root)))
+    inputs = {spec.name: roots[recipe.source_root(spec)] for spec in recipe.sources}
+    code = provenance.code_digest(["dataset_build"])
+    return provenance.sha256_of_json({"recipe": content, "inputs": inputs, "code": code})
+
+
+def _fingerprint(name: str, root: str) -> Iterator[list[Any]]:
+    if storage.is_remote(root) or not os.path.isdir(root):
+        raise BuildError(
+            f"source {name}: its folder {root} is not there; set sources.{name}.root, or fetch the files"
+        )
+    for path in storage.list_files(root):
+        try:
+            stat = os.stat(os.path.join(root, path))
+        except OSError:  # a dangling link: the file counts as named but missing
+            yield [path, None, None]
+        else:
+            yield [path, stat.st_size, stat.st_mtime_ns]
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise UsageError(f"--set {override!r}: expected KEY=VALUE, for example --set seed=1")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--set {override!r}: the value is not YAML: {error}") from error
+    node: Any = raw
+    parts = key.strip().split(".")
+    for depth, part in enumerate(parts):
+        last = depth == len(parts) - 1
+        if isinstance(node, list):
+            index = _list_index(node, part, override)
+            if last:
+                node[index] = value
+            node = node[index]
+        elif isinstance(node, dict):
+            if last:
+                node[part] = value
+            else:
+                node = node.setdefault(part, {})
+        else:
+            raise UsageError(
+                f"--set {override!r}: {'.'.join(parts[:depth])} is a value, it holds no key {part!r}"
+            )
+
+
+def _list_index(entries: list[Any], part: str, override: str) -> int:
+    names = [entry.get("name") if isinstance(entry, dict) else None for entry in entries]
+    if part in names:
+        return names.index(part)
+    if part.isdigit() and int(part) < len(entries):
+        return int(part)
+    known = [name for name in names if name]
+    raise UsageError(
+        f"--set {override!r}: no entry {part!r}{_nearest(part, known)}; there are {', '.join(known)}"
+    )
+
+
+def _explain(path: Path, error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
+    lines = []
+    for problem in error.errors():
+        key = prefix + ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = _keys_beside(model, problem["loc"])
+            lines.append(f"unknown key {key!r}{_nearest(str(problem['loc'][-1]), known)}")
+        else:
+            shown = "" if problem["type"] == "missing" else f", found {problem['input']!r:.80}"
+            lines.append(
+                f"{key or 'recipe'}: {problem['msg'].removeprefix('Value error, ')}{shown if key else ''}"
+            )
+    return f"{path}: " + "; ".join(lines)
+
+
+def _keys_beside(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The valid keys at the place of an unknown one."""
+    for part in location[:-1]:
+        if isinstance(part, int):
+            model = SourceSpec
+        elif part in model.model_fields:
+            kind = model.model_fields[part].annotation
+            model = kind if isinstance(kind, type) and issubclass(kind, BaseModel) else model
+    return list(model.model_fields)
+
+
+def _nearest(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f" (known: {', '.join(known)})"

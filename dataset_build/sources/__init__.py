@@ -1,0 +1,21 @@
+"""The sources: one module per data set, each knowing where its files are and what a row means, nothing else."""
+
+from __future__ import annotations
+
+import importlib
+from typing import cast
+
+from dataset_build.sources.base import Adapter
+
+REGISTRY = {
+    "emoji_pictures": "dataset_build.sources.emoji_pictures",
+    "emoji_clips": "dataset_build.sources.emoji_clips",
+    "gestures": "dataset_build.sources.gestures",
+    "jokes": "dataset_build.sources.jokes",
+    "sarcastic_jokes": "dataset_build.sources.sarcastic_jokes",
+}
+
+
+def adapter(name: str) -> Adapter:
+    """The adapter module of a source in the registry."""
+    return cast(Adapter, importlib.import_module(REGISTRY[name]))
