@@ -1,0 +1,316 @@
+"""Recipes: one class per component, composed into `TrainRecipe` and `EvaluateRecipe`.
+
+A recipe is one YAML file. A new knob goes into its owner's class here, and nowhere else. `load_recipe` names the
+nearest valid key where a key is unknown; the digest functions say what makes two trainings or evaluations the same.
+This module imports neither torch nor ray, so that flows and command lines can read it cheaply.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dataset_build import storage
+from dataset_build.provenance import code_digest, sha256_of_file, sha256_of_json
+from dataset_build.schema import SUB_TASKS
+
+RECIPE_FOLDER = Path(__file__).resolve().parent / "recipes"
+# What `emollm` may import of dataset_build, and so what of it can change a trained model.
+SHARED_MODULES = ("schema", "labels", "media", "storage", "provenance", "progress")
+
+
+class RecipeError(ValueError):
+    """A recipe, or an override of it, that cannot be used; the message names the key and the remedy."""
+
+
+class Component(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _known_sub_tasks(names: Sequence[str]) -> None:
+    for name in names:
+        if name not in SUB_TASKS:
+            near = difflib.get_close_matches(name, SUB_TASKS, n=1, cutoff=0.0)
+            raise ValueError(f"{name!r} is not a sub-task; did you mean {near[0]!r}?")
+
+
+class FoundationConfig(Component):
+    """Which pretrained parts the model is made of. `vision` and `language` are transformers folders or hub names."""
+
+    family: Literal["composed"] = "composed"
+    vision: str
+    language: str
+    image_size: int = Field(112, ge=8, description="pixels; pictures are resized to a square of this side")
+
+
+class MVPConfig(Component):
+    """Multi-perspective Visual Projection; `content` and `relation` can be switched off one by one."""
+
+    content: bool = True
+    relation: bool = True
+    width: int = Field(128, ge=4, description="inner width of the content and relation perspectives")
+    heads: int = Field(4, ge=1)
+    content_queries: int = Field(8, ge=1, description="K learned queries of the content perspective")
+    neighbours: int = Field(4, ge=0, description="nearest patches in feature space, beside the spatial ones")
+    tokens_per_image: int = Field(16, ge=1, description="a square number; patches are averaged down to it")
+    tokens_per_frame: int = Field(4, ge=1, description="the same for one frame of a video")
+
+    @model_validator(mode="after")
+    def _check(self) -> MVPConfig:
+        for name in ("tokens_per_image", "tokens_per_frame"):
+            value = getattr(self, name)
+            if round(value**0.5) ** 2 != value:
+                raise ValueError(f"{name} must be a square number (1, 4, 9, 16, ...), not {value}")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+
+class LoRAConfig(Component):
+    rank: int = Field(16, ge=1)
+    alpha: float = 32.0
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class AlignConfig(Component):
+    """Stage 1: the mean visual token is pulled towards the LM's input embedding of the label word (supervised)."""
+
+    steps: int = Field(150, ge=0)
+    batch_size: int = Field(64, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    temperature: float = Field(0.07, gt=0)
+    sub_tasks: tuple[str, ...] = ("emo_c", "emo_o", "intent")
+
+    @model_validator(mode="after")
+    def _check(self) -> AlignConfig:
+        _known_sub_tasks(self.sub_tasks)
+        return self
+
+
+class TuneConfig(Component):
+    """Stage 2: MVP in full and LoRA on the language model; loss on the answers only."""
+
+    epochs: int = Field(1, ge=1)
+    batch_size: int = Field(8, ge=1, description="rows per optimizer step, over all workers together")
+    micro_batch: int = Field(8, ge=1, description="rows per forward pass of one worker")
+    packing: bool = True
+    pack_tokens: int = Field(512, ge=1, description="a packed sequence holds at most this many tokens")
+    learning_rate: float = Field(5e-4, gt=0, description="of the language model's LoRA weights")
+    projector_learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    warmup_share: float = Field(0.1, ge=0, lt=1, description="share of the steps with a rising learning rate")
+    final_share: float = Field(
+        0.1, ge=0, le=1, description="the cosine ends at this share of the learning rate"
+    )
+    clip_norm: float = Field(1.0, ge=0, description="0 switches gradient clipping off")
+    cache_gib: float = Field(
+        2.0, ge=0, description="memory per worker for features of the frozen vision tower"
+    )
+    log_every: int = Field(2, ge=1, description="steps between two log lines (and reports to Ray)")
+
+
+class DeepSpeedConfig(Component):
+    stage: Literal[0, 1, 2, 3] = 2
+    offload_optimizer: bool = False
+    bucket_size: int = Field(50_000_000, ge=1000)
+
+
+class WorkersConfig(Component):
+    count: int = Field(2, ge=1)
+    cpus: float = Field(1, gt=0)
+    gpus: float = Field(0, ge=0)
+    threads: int = Field(1, ge=1, description="OpenMP threads of one worker")
+    memory_gib: float = Field(3.0, gt=0, description="what Ray reserves for one worker")
+    max_failures: int = Field(3, ge=0, description="how often the worker group is started again after a loss")
+
+
+class CheckpointConfig(Component):
+    every_steps: int = Field(15, ge=1)
+    keep: int = Field(2, ge=2, description="whole checkpoints kept; two, so that one can be damaged")
+
+
+class BootstrapConfig(Component):
+    samples: int = Field(2000, ge=100)
+    seed: int = 0
+
+
+class EvaluateRecipe(Component):
+    """How a trained model is scored; the `evaluate:` section of a recipe."""
+
+    split: Literal["test", "val", "train"] = "test"
+    sub_tasks: tuple[str, ...] = SUB_TASKS
+    limit: int | None = Field(None, ge=1, description="score at most this many samples per sub-task")
+    batch_size: int = Field(8, ge=1)
+    workers: int = Field(2, ge=1)
+    baselines: tuple[Literal["majority", "text_only", "untrained"], ...] = (
+        "majority",
+        "text_only",
+        "untrained",
+    )
+    bootstrap: BootstrapConfig = BootstrapConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> EvaluateRecipe:
+        _known_sub_tasks(self.sub_tasks)
+        return self
+
+
+class TrainRecipe(Component):
+    """Everything a training needs. `data` is an EmoBench folder, `out` receives the model; neither is in the digest.
+
+    `mix` says how many rows of `source/sub_task` one epoch takes: a number, a share below 1.0, or "all" (the default
+    for those not named). `folds` is "all", or the protocols to train (an EmoBench without folds has protocol 0 only).
+    """
+
+    name: str
+    data: str
+    out: str
+    seed: int = 0
+    folds: Literal["all"] | tuple[int, ...] = "all"
+    foundation: FoundationConfig
+    mvp: MVPConfig = MVPConfig()
+    lora: LoRAConfig | None = LoRAConfig()
+    prompt: Literal["direct", "emoprompt"] = "direct"
+    mix: dict[str, Literal["all"] | int | float] = {}
+    align: AlignConfig = AlignConfig()
+    tune: TuneConfig = TuneConfig()
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    workers: WorkersConfig = WorkersConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluate: EvaluateRecipe = EvaluateRecipe()
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainRecipe:
+        for key, amount in self.mix.items():
+            source, _, sub_task = key.partition("/")
+            if not source or sub_task not in SUB_TASKS:
+                raise ValueError(
+                    f"mix: {key!r} is not source/sub_task with a sub_task of {', '.join(SUB_TASKS)}"
+                )
+            if amount != "all" and (amount < 0 or (isinstance(amount, float) and amount > 1)):
+                raise ValueError(
+                    f"mix: {key}: {amount!r} is neither a number of rows, a share up to 1.0, nor all"
+                )
+        return self
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> TrainRecipe:
+    """The recipe in a YAML file, or a shipped one by name, with `KEY=VALUE` overrides applied.
+
+    KEY is dotted (`tune.epochs`), VALUE is read as YAML. Raises RecipeError naming file, key, value and remedy.
+    """
+    import yaml
+
+    path = recipe_path(name_or_path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of keys to values, not {type(values).__name__}")
+    for override in overrides:
+        _apply_override(values, override)
+    try:
+        return TrainRecipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(f"{path}: " + "; ".join(_explain(problem) for problem in error.errors())) from error
+
+
+def recipe_path(name_or_path: str) -> Path:
+    """The YAML file that `name_or_path` means: a path, or the name of a shipped recipe."""
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml") or path.exists():
+        if not path.is_file():
+            raise RecipeError(f"{path}: no such recipe file")
+        return path
+    shipped = {file.stem: file for file in sorted(RECIPE_FOLDER.glob("*.yaml"))}
+    if name_or_path not in shipped:
+        raise RecipeError(f"no shipped recipe named {name_or_path!r}; there are: {', '.join(shipped)}")
+    return shipped[name_or_path]
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    import yaml
+
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"--set {override!r}: write KEY=VALUE, for example --set tune.epochs=2")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {key}: {text!r} is not a YAML value: {error}") from error
+    if isinstance(value, str):
+        try:  # YAML 1.1 reads 1e-3 as a string
+            value = float(value) if value[:1].isdigit() and "e" in value.lower() else value
+        except ValueError:
+            pass
+    here = values
+    parts = key.split(".")
+    for part in parts[:-1]:
+        here = here.setdefault(part, {})
+        if not isinstance(here, dict):
+            raise RecipeError(f"--set {key}: {part!r} is a plain value, it has no keys below it")
+    here[parts[-1]] = value
+
+
+def _explain(problem: Any) -> str:
+    """One validation problem as `key: what is wrong, and the nearest valid key`."""
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        valid = _keys_below(location[:-1])
+        near = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.0)
+        hint = f"; did you mean {'.'.join([*location[:-1], near[0]])!r}?" if near else ""
+        return f"unknown key {key!r}{hint}"
+    if problem["type"] == "missing":
+        return f"{key!r} is missing"
+    return f"{key or 'recipe'}: {problem['msg']} (found {problem['input']!r})" if key else str(problem["msg"])
+
+
+def _keys_below(location: list[str]) -> list[str]:
+    model: Any = TrainRecipe
+    for part in location:
+        field = model.model_fields.get(part)
+        if field is None:
+            return []
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        if model is None:
+            return []
+    return list(model.model_fields)
+
+
+def foundation_digest(path: str) -> str:
+    """Digest of the files of one foundation folder; of the name itself where it is a hub name."""
+    if not Path(path).is_dir():
+        return sha256_of_json({"hub": path})
+    names = [name for name in storage.list_files(path) if not name.startswith(".")]
+    return sha256_of_json({name: sha256_of_file(storage.join(path, name)) for name in names})
+
+
+def _shared_code() -> dict[str, str]:
+    folder = Path(storage.__file__).resolve().parent
+    files = {name: folder / f"{name}.py" for name in SHARED_MODULES}
+    return {name: sha256_of_file(str(file)) for name, file in files.items() if file.exists()}
+
+
+def train_inputs_digest(recipe: TrainRecipe, data_digest: str) -> str:
+    """What makes two trainings the same: recipe (without places and the evaluate part), data, foundations, code."""
+    plain = recipe.model_dump(mode="json", exclude={"out", "data", "evaluate"})
+    for part in ("vision", "language"):
+        plain["foundation"][part] = foundation_digest(plain["foundation"][part])
+    left_out = ("emollm/evaluate", "emollm/recipes", "emollm/__main__")
+    code = {"emollm": code_digest(["emollm"], leave_out=left_out), "dataset_build": _shared_code()}
+    return sha256_of_json({"recipe": plain, "data": data_digest, "code": code})
+
+
+def evaluate_inputs_digest(recipe: EvaluateRecipe, model_digest: str, data_digest: str) -> str:
+    """What makes two evaluations the same: the evaluate recipe, the model's weights, the data, the code."""
+    left_out = ("emollm/train", "emollm/recipes", "emollm/__main__")
+    code = {"emollm": code_digest(["emollm"], leave_out=left_out), "dataset_build": _shared_code()}
+    plain = recipe.model_dump(mode="json", exclude={"workers"})
+    return sha256_of_json({"recipe": plain, "model": model_digest, "data": data_digest, "code": code})

@@ -1,0 +1,1 @@
+"""From EmoBench rows to batches: masking, packing, collation, the plan of an epoch."""

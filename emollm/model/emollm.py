@@ -1,0 +1,368 @@
+"""EmoLLM: a vision tower, MVP and a causal language model as one transformers model.
+
+A saved folder either holds all weights (`export`), or only the trained ones and a reference to the foundations with
+their digests (what training writes; a few megabytes). `EmoLLM.from_pretrained` loads both and gives the same logits.
+
+Shape suffixes: B sequences, T tokens, N pictures, P patches, D vision width, L language width, S supervised tokens,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.dataclasses import strict
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.configuration_utils import SubConfigSpec
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from emollm.config import FoundationConfig, LoRAConfig, MVPConfig, foundation_digest
+from emollm.model.foundations import FAMILIES, FoundationError, Parts, check_vision, patch_features
+from emollm.model.projector import MVP, ContentPerspective, RelationPerspective, SceneProjection
+
+TRAINED_FILE = "trained.safetensors"
+IGNORED = -100  # a label that carries no loss
+
+
+class MediaMismatchError(ValueError):
+    """The pictures of a batch do not fill the places its token ids leave for them."""
+
+
+@strict
+class EmoLLMConfig(PreTrainedConfig):
+    """Configs of the two foundations, of MVP and LoRA, and how pictures enter the token sequence.
+
+    `foundations` is None where the folder holds all weights; otherwise {family, vision, language, digests}.
+    """
+
+    model_type = "emollm"
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="dinov2"),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+    }
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    mvp: dict | None = None
+    lora: dict | None = None
+    image_token_id: int = -1
+    image_size: int = 112
+    foundations: dict | None = None
+
+
+class EmoLLM(PreTrainedModel, GenerationMixin):
+    """Forward: visual tokens are put where `input_ids` holds the image token, then the language model runs."""
+
+    config_class = EmoLLMConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _skip_keys_device_placement = ["past_key_values"]
+
+    def __init__(self, config: EmoLLMConfig, parts: Parts | None = None) -> None:
+        """With `parts`, pretrained foundations are taken in; without, everything is made from the config."""
+        super().__init__(config)
+        check_vision(config.vision_config)
+        if parts is None:
+            vision_width, width = config.vision_config.hidden_size, config.text_config.hidden_size
+            parts = Parts(
+                AutoModel.from_config(config.vision_config),
+                AutoModelForCausalLM.from_config(config.text_config),
+                SceneProjection(vision_width, width),
+            )
+        self.vision_tower = parts.vision_tower
+        self.language_model = parts.language_model
+        mvp = MVPConfig(**(config.mvp or {}))
+        self.projector = MVP(
+            parts.scene, config.vision_config.hidden_size, config.text_config.hidden_size, **mvp.model_dump()
+        )
+        self.post_init()
+        if config.lora is not None:
+            _inject_lora(self.language_model, LoRAConfig(**config.lora))
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, MVP):
+            for out in (module.content_out, module.relation_out):
+                if out is not None:
+                    nn.init.zeros_(out.weight)
+        elif isinstance(module, ContentPerspective):
+            nn.init.normal_(module.queries_KC)
+        elif isinstance(module, RelationPerspective):
+            nn.init.normal_(module.score_HZ)
+            nn.init.zeros_(module.edge_bias_QH)
+
+    @classmethod
+    def composed(
+        cls, foundation: FoundationConfig, mvp: MVPConfig, lora: LoRAConfig | None, image_token_id: int
+    ) -> EmoLLM:
+        """A model from pretrained foundations. MVP and LoRA are as torch's current seed makes them."""
+        parts = FAMILIES[foundation.family](foundation.vision, foundation.language)
+        config = EmoLLMConfig(
+            # Copies: PreTrainedModel resets the attention implementation in the configs it is given.
+            vision_config=copy.deepcopy(parts.vision_tower.config),
+            text_config=copy.deepcopy(parts.language_model.config),
+            mvp=mvp.model_dump(),
+            lora=lora.model_dump(mode="json") if lora else None,
+            image_token_id=image_token_id,
+            image_size=foundation.image_size,
+            foundations=_reference(foundation),
+        )
+        model = cls(config, parts)
+        model.generation_config = parts.language_model.generation_config
+        return model
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language_model.get_output_embeddings()
+
+    def get_decoder(self) -> nn.Module:
+        return self.language_model.get_decoder()
+
+    def patch_features(self, pixel_values: Tensor) -> Tensor:
+        """Features (N, P, D) of pictures (N, 3, side, side) from the vision tower; training may keep them."""
+        return patch_features(self.vision_tower, pixel_values)
+
+    def trained_names(self) -> set[str]:
+        """Names of the parameters that are not the foundations' own: MVP's, and LoRA's."""
+        return {
+            name for name, _ in self.named_parameters() if name.startswith("projector.") or ".lora_" in name
+        }
+
+    def freeze_foundations(self) -> None:
+        """Only MVP and LoRA learn."""
+        trained = self.trained_names()
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name in trained)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        media_frames: Tensor | Sequence[int] | None = None,
+        patches: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        supervised_only: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits, and the mean loss over supervised tokens where `labels` (not shifted; -100 is ignored) are given.
+
+        `pixel_values` (N, 3, side, side) holds all pictures and frames of the batch in order of appearance, or
+        `patches` (N, P, D) their features. `media_frames` has one entry a medium: 0 for a still picture, n for a video
+        of n frames; None means stills only. `attention_mask` is (B, T), or (B, 1, T, T) and boolean for packed rows.
+        With `supervised_only` the logits are those that predict a supervised token, (S, V), and no others are
+        computed. `num_items_in_batch` divides the loss in place of the number of supervised tokens of this batch.
+        Raises MediaMismatchError where pictures and places differ.
+        """
+        if inputs_embeds is None:
+            inputs_embeds = self._embed(input_ids, pixel_values, patches, media_frames)
+        if position_ids is None and past_key_values is None and attention_mask is not None:
+            if attention_mask.dim() == 2:  # so that left padding gives the logits of right padding
+                position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        if supervised_only:
+            if labels is None:
+                raise ValueError("supervised_only=True needs labels")
+            hidden_BTL = self.language_model.base_model(
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                use_cache=False,
+            ).last_hidden_state
+            targets_BT = labels[:, 1:]
+            supervised_BT = targets_BT != IGNORED
+            logits = self.get_output_embeddings()(hidden_BTL[:, :-1][supervised_BT])
+            loss = _mean_loss(logits, targets_BT[supervised_BT], num_items_in_batch)
+            return CausalLMOutputWithPast(loss=loss, logits=logits)
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep if labels is None else 0,
+            **kwargs,
+        )
+        loss = None
+        if labels is not None:
+            loss = _mean_loss(
+                outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), num_items_in_batch
+            )
+        return CausalLMOutputWithPast(
+            loss=loss, logits=outputs.logits, past_key_values=outputs.past_key_values
+        )
+
+    def _embed(
+        self,
+        input_ids: Tensor | None,
+        pixel_values: Tensor | None,
+        patches: Tensor | None,
+        media_frames: Tensor | Sequence[int] | None,
+    ) -> Tensor:
+        if input_ids is None:
+            raise ValueError("give input_ids or inputs_embeds")
+        place_BT = input_ids == self.config.image_token_id
+        # The image token has no embedding of its own (its id may lie beyond the table).
+        embeds_BTL = self.get_input_embeddings()(input_ids.masked_fill(place_BT, 0))
+        places = int(place_BT.sum())
+        if patches is None and pixel_values is not None and len(pixel_values):
+            patches = self.patch_features(pixel_values)
+        if patches is None or not len(patches):
+            if places:
+                raise MediaMismatchError(
+                    f"input_ids leave {places} places for visual tokens, but no pictures came"
+                )
+            return embeds_BTL
+        frames = [int(count) for count in media_frames] if media_frames is not None else [0] * len(patches)
+        if sum(max(1, count) for count in frames) != len(patches):
+            raise MediaMismatchError(
+                f"media_frames {frames} describe {sum(max(1, count) for count in frames)} pictures, "
+                f"but {len(patches)} came"
+            )
+        visual_ML = self.projector(patches.to(embeds_BTL.dtype), frames)
+        if len(visual_ML) != places:
+            raise MediaMismatchError(
+                f"{len(patches)} pictures give {len(visual_ML)} visual tokens, but input_ids leave {places} places"
+            )
+        return embeds_BTL.masked_scatter(place_BT.unsqueeze(-1), visual_ML.to(embeds_BTL.dtype))
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, past_key_values: Any = None, **kwargs: Any
+    ) -> dict:
+        inputs = super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
+        if past_key_values is not None and past_key_values.get_seq_length() > 0:
+            for name in ("pixel_values", "patches", "media_frames"):  # they went in with the prompt
+                inputs.pop(name, None)
+        return inputs
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:  # type: ignore[override]
+        """Write the folder: only the trained weights where the config refers to foundations, else all of them."""
+        if self.config.foundations is None:
+            super().save_pretrained(save_directory, **kwargs)
+            return
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = kwargs.get("state_dict") or dict(self.named_parameters())
+        trained = {name: state[name].detach().cpu().contiguous() for name in sorted(self.trained_names())}
+        save_file(trained, folder / TRAINED_FILE, metadata={"format": "pt"})
+        self.config.architectures = [type(self).__name__]
+        self.config.save_pretrained(folder)
+        self.generation_config.save_pretrained(folder)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> EmoLLM:  # type: ignore[override]
+        """Load a folder that training or `export` wrote; float32, on the CPU, in evaluation mode.
+
+        `vision` and `language` point at the foundations where they have moved. Raises FoundationError where a
+        foundation is missing or is not the one the model was trained on.
+        """
+        vision, language = kwargs.pop("vision", None), kwargs.pop("language", None)
+        config = kwargs.get("config") or EmoLLMConfig.from_pretrained(pretrained_model_name_or_path)
+        if config.foundations is None:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        folder = Path(pretrained_model_name_or_path)
+        reference = dict(config.foundations)
+        given = {"vision": vision, "language": language}
+        for part in ("vision", "language"):
+            reference[part] = _find_foundation(
+                part, given[part] or reference[part], reference["digests"][part]
+            )
+        parts = FAMILIES[reference["family"]](reference["vision"], reference["language"])
+        model = cls(config, parts)
+        _load_trained(model, folder / TRAINED_FILE)
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+        return model.eval()
+
+    def merge_lora(self) -> None:
+        """Fold LoRA into the language model's weights, in place; the config no longer mentions it."""
+        from peft.tuners.lora import LoraLayer
+
+        for name, layer in list(self.language_model.named_modules()):
+            if isinstance(layer, LoraLayer):
+                layer.merge()
+                parent, _, child = name.rpartition(".")
+                setattr(self.language_model.get_submodule(parent), child, layer.get_base_layer())
+        self.config.lora = None
+
+
+def _mean_loss(logits_SV: Tensor, targets_S: Tensor, items: Tensor | int | None) -> Tensor:
+    total = nn.functional.cross_entropy(logits_SV.float(), targets_S, ignore_index=IGNORED, reduction="sum")
+    if items is None:
+        items = (targets_S != IGNORED).sum().clamp(min=1)
+    return total / items
+
+
+def _inject_lora(language_model: PreTrainedModel, lora: LoRAConfig) -> None:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, bias="none", target_modules=list(lora.targets)
+    )
+    inject_adapter_in_model(config, language_model)
+
+
+def _reference(foundation: FoundationConfig) -> dict[str, Any]:
+    reference: dict[str, Any] = {"family": foundation.family, "digests": {}}
+    for part in ("vision", "language"):
+        path = getattr(foundation, part)
+        reference[part] = str(Path(path).resolve()) if Path(path).is_dir() else path
+        reference["digests"][part] = foundation_digest(path)
+    return reference
+
+
+def _find_foundation(part: str, path: str, digest: str) -> str:
+    """`path` if it is the foundation with this digest. Raises FoundationError otherwise."""
+    if Path(path).is_absolute() and not Path(path).is_dir():
+        raise FoundationError(
+            f"{path}: the {part} foundation of this model is not there; "
+            f"pass {part}=FOLDER to from_pretrained, or export the model with all its weights"
+        )
+    found = foundation_digest(path)
+    if found != digest:
+        raise FoundationError(
+            f"{path}: this is not the {part} foundation the model was trained on "
+            f"(its files have digest {found[:12]}, the model wants {digest[:12]})"
+        )
+    return path
+
+
+def _load_trained(model: EmoLLM, path: Path) -> None:
+    """Copy the trained weights in, every one of them and no other."""
+    state = load_file(path)
+    wanted = model.trained_names()
+    if set(state) != wanted:
+        missing, extra = sorted(wanted - set(state)), sorted(set(state) - wanted)
+        raise ValueError(
+            f"{path}: does not fit the config beside it: missing {missing[:3]}, unexpected {extra[:3]}"
+        )
+    model.load_state_dict(state, strict=False)
+
+
+AutoConfig.register("emollm", EmoLLMConfig, exist_ok=True)
+AutoModelForCausalLM.register(EmoLLMConfig, EmoLLM, exist_ok=True)

@@ -1,0 +1,114 @@
+"""Foundations: the pretrained parts an EmoLLM is made of. One function per family.
+
+*composed*: any transformers vision tower and any causal language model, with a fresh scene projection between them.
+An *attached* family (an existing multimodal model whose own projector MVP wraps) is one more function that returns the
+same `Parts`, its projector as `scene`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+
+from emollm.model.projector import SceneProjection
+
+
+class FoundationError(ValueError):
+    """A foundation that is not there or of no known kind; the message names it and the remedy."""
+
+
+class Parts(NamedTuple):
+    """Pretrained parts in float32. `scene` maps (N, P, vision width) to (N, P, language width)."""
+
+    vision_tower: PreTrainedModel
+    language_model: PreTrainedModel
+    scene: nn.Module
+
+
+class PictureSettings(NamedTuple):
+    """How the vision tower wants its pictures: channel means and deviations of RGB in 0..1."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def composed(vision: str, language: str) -> Parts:
+    """A vision tower and a causal language model from two transformers folders (or hub names)."""
+    vision_config = read_config(vision, "vision tower")
+    vision_config = getattr(vision_config, "vision_config", vision_config)
+    check_vision(vision_config)
+    tower = AutoModel.from_pretrained(_there(vision), config=vision_config, dtype=torch.float32)
+    language_model = AutoModelForCausalLM.from_pretrained(_there(language), dtype=torch.float32)
+    scene = SceneProjection(vision_config.hidden_size, language_model.config.hidden_size)
+    return Parts(tower, language_model, scene)
+
+
+FAMILIES: dict[str, Callable[[str, str], Parts]] = {"composed": composed}
+
+
+def read_config(path: str, role: str) -> Any:
+    """The transformers config of a foundation. Raises FoundationError where there is none."""
+    try:
+        return AutoConfig.from_pretrained(_there(path))
+    except (OSError, ValueError) as error:
+        if isinstance(error, FoundationError):
+            raise
+        raise FoundationError(f"{path}: not a transformers model for the {role}: {error}") from error
+
+
+def _there(path: str) -> str:
+    looks_local = path.startswith((".", "/")) or path.count("/") > 1
+    if looks_local and not Path(path).is_dir():
+        raise FoundationError(
+            f"{path}: no such folder (working directory {Path.cwd()}); fetch the models first, "
+            f"or point foundation.vision and foundation.language at them"
+        )
+    return path
+
+
+def _dinov2_patches(tower: PreTrainedModel, pixels_NCHW: Tensor) -> Tensor:
+    return tower(pixel_values=pixels_NCHW).last_hidden_state[:, 1:]  # without the class token
+
+
+def _clip_patches(tower: PreTrainedModel, pixels_NCHW: Tensor) -> Tensor:
+    outputs = tower(pixel_values=pixels_NCHW, output_hidden_states=True, interpolate_pos_encoding=True)
+    return outputs.hidden_states[-2][:, 1:]  # the last but one layer, as in LLaVA-1.5
+
+
+def _siglip_patches(tower: PreTrainedModel, pixels_NCHW: Tensor) -> Tensor:
+    return tower(pixel_values=pixels_NCHW, interpolate_pos_encoding=True).last_hidden_state
+
+
+# How to get patch tokens (N, P, D), in reading order, out of each kind of vision tower.
+PATCHES: dict[str, Callable[[PreTrainedModel, Tensor], Tensor]] = {
+    "dinov2": _dinov2_patches,
+    "clip_vision_model": _clip_patches,
+    "siglip_vision_model": _siglip_patches,
+}
+
+_IMAGENET = PictureSettings((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_CLIP = PictureSettings((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+_HALF = PictureSettings((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+PICTURES: dict[str, PictureSettings] = {
+    "dinov2": _IMAGENET,
+    "clip_vision_model": _CLIP,
+    "siglip_vision_model": _HALF,
+}
+
+
+def check_vision(vision_config: Any) -> None:
+    kind = vision_config.model_type
+    if kind not in PATCHES:
+        raise FoundationError(
+            f"a vision tower of type {kind!r} is not known; known are: {', '.join(PATCHES)}"
+        )
+
+
+def patch_features(tower: PreTrainedModel, pixels_NCHW: Tensor) -> Tensor:
+    """Patch tokens (N, P, D) of pictures (N, 3, side, side)."""
+    return PATCHES[tower.config.model_type](tower, pixels_NCHW)

@@ -1,0 +1,204 @@
+"""From chat messages and encoded pictures to token ids and pixels, in the way one model was trained.
+
+The chat template and the settings are saved with the model, so training, evaluation and prediction cannot differ.
+Pillow does the resizing; torchvision is not needed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from transformers import AutoProcessor, AutoTokenizer, BatchEncoding
+
+from dataset_build.schema import PLACEHOLDERS
+from emollm.model.emollm import EmoLLMConfig
+
+SETTINGS_FILE = "processor_config.json"
+IMAGE_TOKEN = PLACEHOLDERS["image"]
+VIDEO_TOKEN = PLACEHOLDERS["video"]
+ANSWER_PREFIX = "Answer:"
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' %}{{ 'Answer: ' }}{% endif %}"
+    "{{ message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\nAnswer:' }}{% endif %}"
+)
+_END_OF_TURN = "<|im_end|>"
+
+
+class Turns(NamedTuple):
+    """Token ids of a rendered chat; `supervised` is the half-open span of the answer, None without one."""
+
+    input_ids: list[int]
+    supervised: tuple[int, int] | None
+
+
+class EmoLLMProcessor:
+    """Tokenizer with the chat template, picture settings and the prompt style of one model."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        image_size: int = 112,
+        image_mean: Sequence[float] = (0.485, 0.456, 0.406),
+        image_std: Sequence[float] = (0.229, 0.224, 0.225),
+        tokens_per_image: int = 16,
+        tokens_per_frame: int = 4,
+        prompt: Literal["direct", "emoprompt"] = "direct",
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.image_size = image_size
+        self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
+        self.tokens_per_image, self.tokens_per_frame = tokens_per_image, tokens_per_frame
+        self.prompt: Literal["direct", "emoprompt"] = prompt
+        if IMAGE_TOKEN not in tokenizer.get_vocab():
+            tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
+        self.image_token_id: int = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        self.end_id = tokenizer.convert_tokens_to_ids(_END_OF_TURN)
+        if self.end_id is None or self.end_id == tokenizer.unk_token_id:
+            raise ValueError(f"the tokenizer of {tokenizer.name_or_path} has no token {_END_OF_TURN}")
+        self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_id
+        tokenizer.chat_template = CHAT_TEMPLATE
+
+    @property
+    def chat_template(self) -> str:
+        return CHAT_TEMPLATE
+
+    # --- text -----------------------------------------------------------------------------------------------------
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[dict[str, str]],
+        *,
+        add_generation_prompt: bool = True,
+        tokenize: bool = False,
+    ) -> str | list[int]:
+        """The chat as the model sees it, as text (media still as placeholders) or as ids (media expanded to one each)."""
+        text = self.tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=add_generation_prompt, tokenize=False
+        )
+        return self.text_ids(text, []) if tokenize else text
+
+    def render(
+        self, messages: Sequence[dict[str, str]], answer: str | None, media_frames: Sequence[int]
+    ) -> Turns:
+        """Token ids of the chat, up to `Answer:`, and of ` answer` with the end of turn behind it if given.
+
+        `media_frames` has one entry a placeholder: 0 for a still picture, n for a video of n frames. The answer is
+        encoded by itself and appended, so its span is known by construction.
+        """
+        prompt = self.apply_chat_template(messages, add_generation_prompt=True)
+        ids = self.text_ids(str(prompt), media_frames)
+        if answer is None:
+            return Turns(ids, None)
+        answer_ids = self.answer_ids(answer)
+        return Turns(ids + answer_ids, (len(ids), len(ids) + len(answer_ids)))
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """The supervised tokens: the answer behind a space, and the end of the turn."""
+        return [*self.tokenizer.encode(f" {answer}", add_special_tokens=False), self.end_id]
+
+    def text_ids(self, text: str, media_frames: Sequence[int]) -> list[int]:
+        """Ids of `text`; each `<image>` and `<video>` becomes its number of image tokens."""
+        ids: list[int] = []
+        media = iter(media_frames)
+        position = 0
+        while position < len(text):
+            found = [(text.find(token, position), token) for token in (IMAGE_TOKEN, VIDEO_TOKEN)]
+            start, token = min(((at, name) for at, name in found if at >= 0), default=(len(text), ""))
+            if start > position:
+                ids += self.tokenizer.encode(text[position:start], add_special_tokens=False)
+            if token:
+                ids += [self.image_token_id] * self._tokens_of(token, next(media, None))
+            position = start + len(token)
+        if (left := sum(1 for _ in media)) > 0:
+            raise ValueError(f"{left} media have no placeholder in the text {text[:80]!r}")
+        return ids
+
+    def _tokens_of(self, placeholder: str, frames: int | None) -> int:
+        if frames is None:
+            raise ValueError(f"a {placeholder} placeholder has no medium")
+        if (placeholder == VIDEO_TOKEN) != (frames > 0):
+            raise ValueError(
+                f"a {placeholder} placeholder stands for {'a video' if frames else 'a still picture'}"
+            )
+        return frames * self.tokens_per_frame if frames else self.tokens_per_image
+
+    def decode(self, ids: Any, **kwargs: Any) -> str:
+        return self.tokenizer.decode(ids, **kwargs)
+
+    def batch_decode(self, ids: Any, **kwargs: Any) -> list[str]:
+        return self.tokenizer.batch_decode(ids, **kwargs)
+
+    # --- pictures -------------------------------------------------------------------------------------------------
+
+    def picture(self, image: bytes | Image.Image) -> Tensor:
+        """One encoded picture (or a Pillow image) as normalised (3, side, side) float32; transparency on white."""
+        opened = Image.open(io.BytesIO(image)) if isinstance(image, bytes) else image
+        side = self.image_size
+        if opened.format == "JPEG":
+            opened.draft("RGB", (side, side))
+        upright = ImageOps.exif_transpose(opened)
+        if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
+            rgba = upright.convert("RGBA")
+            white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+            upright = Image.alpha_composite(white, rgba)
+        rgb = upright.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+        pixels_HWC = np.asarray(rgb, dtype=np.float32) / 255.0
+        normal_HWC = (pixels_HWC - np.float32(self.image_mean)) / np.float32(self.image_std)
+        return torch.from_numpy(np.ascontiguousarray(normal_HWC.transpose(2, 0, 1)))
+
+    def __call__(
+        self, text: str | None = None, images: Sequence[bytes | Image.Image] = (), return_tensors: str = "pt"
+    ) -> BatchEncoding:
+        """One prompt (already rendered, with `<image>` placeholders) and its still pictures, ready for `generate`."""
+        ids = self.text_ids(text or "", [0] * len(images))
+        data: dict[str, Any] = {"input_ids": [ids], "attention_mask": [[1] * len(ids)]}
+        if images:
+            data["pixel_values"] = torch.stack([self.picture(image) for image in images])
+        return BatchEncoding(data, tensor_type=return_tensors)
+
+    # --- folders --------------------------------------------------------------------------------------------------
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "processor_class": type(self).__name__,
+            "image_size": self.image_size,
+            "image_mean": list(self.image_mean),
+            "image_std": list(self.image_std),
+            "tokens_per_image": self.tokens_per_image,
+            "tokens_per_frame": self.tokens_per_frame,
+            "prompt": self.prompt,
+        }
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **_: Any) -> None:
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save_pretrained(folder)
+        (folder / SETTINGS_FILE).write_text(json.dumps(self.settings(), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **_: Any) -> EmoLLMProcessor:
+        folder = Path(pretrained_model_name_or_path)
+        path = folder / SETTINGS_FILE
+        if not path.is_file():
+            raise ValueError(f"{path}: not there, so {folder} is not a saved EmoLLM")
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings.pop("processor_class", None)
+        return cls(AutoTokenizer.from_pretrained(folder), **settings)
+
+
+AutoProcessor.register(EmoLLMConfig, EmoLLMProcessor, exist_ok=True)

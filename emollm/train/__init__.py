@@ -1,0 +1,1 @@
+"""Training: a plain loop, DeepSpeed around the model, checkpoints, and a thin Ray Train worker."""

@@ -1,0 +1,56 @@
+"""The model at step 0, the same for the same seed."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import nn
+
+from emollm.config import TrainRecipe
+from emollm.model.emollm import EmoLLM
+from emollm.model.foundations import PICTURES, read_config
+from emollm.model.processor import EmoLLMProcessor
+
+
+def initial_processor(recipe: TrainRecipe) -> EmoLLMProcessor:
+    """The processor that fits the recipe's foundations and prompt style."""
+    from transformers import AutoTokenizer
+
+    vision_config = read_config(recipe.foundation.vision, "vision tower")
+    settings = PICTURES[getattr(vision_config, "vision_config", vision_config).model_type]
+    return EmoLLMProcessor(
+        AutoTokenizer.from_pretrained(recipe.foundation.language),
+        image_size=recipe.foundation.image_size,
+        image_mean=settings.mean,
+        image_std=settings.std,
+        tokens_per_image=recipe.mvp.tokens_per_image,
+        tokens_per_frame=recipe.mvp.tokens_per_frame,
+        prompt=recipe.prompt,
+    )
+
+
+def initial_model(recipe: TrainRecipe, seed: int) -> tuple[EmoLLM, EmoLLMProcessor]:
+    """Foundations with fresh MVP and LoRA, before any alignment: the `untrained` baseline.
+
+    The foundations are frozen. Every part has its own seed, so that ablating one perspective leaves the others alone.
+    """
+    processor = initial_processor(recipe)
+    model = EmoLLM.composed(recipe.foundation, recipe.mvp, recipe.lora, processor.image_token_id)
+    model.generation_config.eos_token_id = processor.end_id
+    model.generation_config.pad_token_id = processor.pad_id
+    with torch.random.fork_rng(devices=[]):
+        embeddings_VL = model.get_input_embeddings().weight
+        scene_rms = float(embeddings_VL.detach().float().pow(2).mean().sqrt())
+        model.projector.reset_parameters(lambda name: torch.manual_seed(part_seed(seed, name)), scene_rms)
+        for name, parameter in model.named_parameters():
+            if ".lora_A." in name:
+                torch.manual_seed(part_seed(seed, name))
+                nn.init.kaiming_uniform_(parameter, a=5**0.5)
+    model.freeze_foundations()
+    return model.eval(), processor
+
+
+def part_seed(seed: int, name: str) -> int:
+    """A seed for one named part, far from those of its neighbours."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:6], "big")
