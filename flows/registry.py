@@ -1,0 +1,161 @@
+"""Which model is the champion: decided by a paired bootstrap on the same test rows, and written down either way.
+
+REGISTRY/champion.json                        what is in use: model, scores, data, when and why (replaced atomically)
+REGISTRY/history.jsonl                        one line per decision, promoted or not
+REGISTRY/models/<digest16>/{model,evaluation} copies of promoted models, so that the next training cannot change them
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import shutil
+from typing import Any, NamedTuple
+
+from dataset_build import storage
+
+KEEP = 3  # promoted models kept, the champion among them
+_EVALUATION_FILES = ("results.json", "samples.parquet", "report.html")
+
+
+class Comparison(NamedTuple):
+    """Challenger minus champion: the mean over sub-tasks of accuracy differences on `n` rows both were asked."""
+
+    diff: float
+    ci95: tuple[float, float]
+    n: int
+    sub_tasks: dict[str, float]
+
+
+def read_champion(registry: str) -> dict[str, Any] | None:
+    path = storage.join(registry, "champion.json")
+    return storage.read_json(path) if storage.exists(path) else None
+
+
+def compare(challenger: str, champion: str, draws: int, seed: int) -> Comparison:
+    """Paired, clustered bootstrap over two evaluation folders of the same data.
+
+    Demonstration rows stay out. Raises ValueError unless both were asked the same rows.
+    """
+    from emollm.evaluate.metrics import TaskScores, mean_over_tasks
+
+    ours, theirs = _correctness(challenger), _correctness(champion)
+    if ours.keys() != theirs.keys():
+        missing = len(ours.keys() ^ theirs.keys())
+        raise ValueError(
+            f"{challenger} and {champion} were asked different rows ({missing} are in one only); evaluate both on the same data"
+        )
+    gains: dict[str, tuple[list[float], list[str]]] = {}
+    for uid, (task, group, correct) in sorted(ours.items()):
+        values, groups = gains.setdefault(task, ([], []))
+        values.append(float(correct) - float(theirs[uid][2]))
+        groups.append(group)
+    if not gains:
+        raise ValueError(f"{challenger}: only demonstration rows; nothing to decide a promotion by")
+    tasks = {task: TaskScores(values, groups) for task, (values, groups) in gains.items()}
+    diff, interval = mean_over_tasks(tasks, draws, seed)
+    per_task = {task: sum(values) / len(values) for task, (values, _) in gains.items()}
+    return Comparison(diff, (interval.low, interval.high), len(ours), per_task)
+
+
+def _correctness(evaluation: str) -> dict[str, tuple[str, str, bool]]:
+    """uid → (sub-task, cluster, correct) of the rows that count."""
+    import pyarrow.parquet as pq
+
+    path = storage.join(evaluation, "samples.parquet")
+    with storage.open_read(path) as stream:
+        rows = pq.read_table(
+            stream, columns=["uid", "sub_task", "group", "correct", "demonstration"]
+        ).to_pylist()
+    return {
+        row["uid"]: (row["sub_task"], row["group"], row["correct"])
+        for row in rows
+        if not row["demonstration"]
+    }
+
+
+def decide(
+    champion: dict[str, Any] | None, model_digest: str, comparison: Comparison | None
+) -> tuple[str, str]:
+    """("promoted", "kept" or "unchanged", the reason with its numbers)."""
+    if champion is None:
+        return "promoted", "there was no champion yet"
+    if champion["model_digest"] == model_digest:
+        return "unchanged", "this very model is the champion already"
+    assert comparison is not None, "a comparison is needed where the champion is another model"
+    low, high = comparison.ci95
+    numbers = f"difference {comparison.diff:+.4f} [{low:+.4f}, {high:+.4f}] on {comparison.n} rows"
+    if low > 0:
+        return "promoted", f"better than the champion: {numbers}"
+    return "kept", f"not shown to be better than the champion: {numbers}"
+
+
+def write_decision(
+    registry: str,
+    decision: str,
+    reason: str,
+    entry: dict[str, Any],
+    *,
+    model: str,
+    evaluation: str,
+) -> dict[str, Any]:
+    """Append the decision to history.jsonl and, where it is a promotion, copy the model and make it the champion.
+
+    `entry` holds at least `model_digest` and `data_digest`. The champion's pointer moves only after its copy is whole.
+    """
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    record = {"decision": decision, "reason": reason, "at": now, **entry}
+    if decision == "promoted":
+        home = storage.join(registry, "models", entry["model_digest"][:16])
+        _copy(model, storage.join(home, "model"))
+        _copy(evaluation, storage.join(home, "evaluation"), only=_EVALUATION_FILES)
+        champion = {**record, "model": f"models/{entry['model_digest'][:16]}/model"}
+        champion["evaluation"] = f"models/{entry['model_digest'][:16]}/evaluation"
+        storage.write_json(storage.join(registry, "champion.json"), champion)
+    history = storage.join(registry, "history.jsonl")
+    before = storage.read_bytes(history) if storage.exists(history) else b""
+    storage.write_bytes(history, before + (json.dumps(record, ensure_ascii=False) + "\n").encode())
+    _forget_old_models(registry)
+    return record
+
+
+def read_history(registry: str) -> list[dict[str, Any]]:
+    path = storage.join(registry, "history.jsonl")
+    if not storage.exists(path):
+        return []
+    return [json.loads(line) for line in storage.read_bytes(path).decode().splitlines() if line.strip()]
+
+
+def _copy(source: str, target: str, only: tuple[str, ...] | None = None) -> None:
+    """Copy files below `source`; on a local disk the folder appears at once, whole."""
+    names = [name for name in storage.list_files(source) if only is None or name in only]
+    if storage.is_remote(source) or storage.is_remote(target):
+        for name in names:
+            storage.write_bytes(storage.join(target, name), storage.read_bytes(storage.join(source, name)))
+        return
+    partial = f"{target}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    for name in names:
+        os.makedirs(os.path.dirname(os.path.join(partial, name)), exist_ok=True)
+        shutil.copyfile(os.path.join(source, name), os.path.join(partial, name))
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(partial, target)
+
+
+def _forget_old_models(registry: str) -> None:
+    """Remove copies of models that were promoted longer ago than the last KEEP promotions."""
+    promoted = [
+        entry["model_digest"][:16] for entry in read_history(registry) if entry["decision"] == "promoted"
+    ]
+    keep = set(list(dict.fromkeys(reversed(promoted)))[:KEEP])
+    champion = read_champion(registry)
+    if champion:
+        keep.add(champion["model_digest"][:16])
+    folder = storage.join(registry, "models")
+    for name in {path.split("/")[0] for path in storage.list_files(folder)} - keep:
+        if storage.is_remote(folder):
+            filesystem, inner = storage.filesystem(storage.join(folder, name))
+            filesystem.rm(inner, recursive=True)
+        else:
+            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)

@@ -1,0 +1,119 @@
+"""Flow retrain-emollm: build → train → evaluate → promote if better. Steps whose inputs are unchanged are skipped."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from prefect import flow, get_run_logger
+from pydantic import Field
+
+from dataset_build import storage
+from dataset_build.recipe import load_recipe as load_build_recipe
+from emollm.config import TrainRecipe
+from emollm.config import load_recipe as load_train_recipe
+from flows import artifacts, registry
+from flows.build_emobench import build_emobench
+from flows.evaluate_emollm import evaluate_emollm
+from flows.steps import Force, Minutes, Overrides, RecipeName, stop_orphans
+from flows.train_emollm import data_digest, train_emollm
+
+NAME = "retrain-emollm"
+BuildRecipeName = Annotated[
+    str | None, Field(description="recipe of the EmoBench build; empty: the one with the same name")
+]
+
+
+@flow(name=NAME, flow_run_name="{recipe}", on_cancellation=[stop_orphans])
+def retrain_emollm(
+    recipe: RecipeName = "quickstart",
+    build_recipe: BuildRecipeName = None,
+    build_overrides: Overrides = [],  # noqa: B006
+    train_overrides: Overrides = [],  # noqa: B006
+    force: Force = False,
+    deadline_minutes: Minutes = 7 * 24 * 60,
+) -> dict[str, Any]:
+    """Bring data, model and scores up to date, then make the model the champion if it is better on the same test rows.
+
+    A step whose inputs and code are unchanged is skipped. `force` redoes training and evaluation. Returns the
+    decision (promoted, kept or unchanged) with its reason, and how each step went.
+    """
+    build = load_build_recipe(
+        build_recipe or recipe, build_overrides
+    )  # both are checked before anything starts
+    train_overrides = _with_data(load_train_recipe(recipe, train_overrides), build.out, train_overrides)
+    loaded = load_train_recipe(recipe, train_overrides)
+
+    built = build_emobench(build_recipe or recipe, build_overrides, False, deadline_minutes)
+    trained = train_emollm(recipe, train_overrides, force, deadline_minutes)
+    scored = evaluate_emollm(recipe, train_overrides, force=force, deadline_minutes=deadline_minutes)
+    decision = _decide(recipe, train_overrides, loaded, trained["model_digest"], scored, deadline_minutes)
+    steps = {"build": built["how"], "train": trained["how"], "evaluate": scored["how"]}
+    if set(steps.values()) == {"unchanged"}:
+        get_run_logger().info("nothing changed: data, code and recipes are those of the last run")
+    return {
+        "decision": decision["decision"],
+        "reason": decision["reason"],
+        "steps": steps,
+        "evaluation": scored["out"],
+    }
+
+
+def registry_folder(recipe: TrainRecipe) -> str:
+    """Beside the model: runs/NAME/model → runs/NAME/registry."""
+    return storage.join(recipe.out.rstrip("/").rpartition("/")[0] or ".", "registry")
+
+
+def _with_data(recipe: TrainRecipe, data: str, overrides: list[str]) -> list[str]:
+    """Overrides that make the training read what the build writes, where the two recipes disagree about it."""
+    same = storage.filesystem(recipe.data)[1] == storage.filesystem(data)[1]
+    return overrides if same else [*overrides, f"data={data}"]
+
+
+def _decide(
+    recipe: str,
+    overrides: list[str],
+    loaded: TrainRecipe,
+    model_digest: str,
+    scored: dict[str, Any],
+    deadline_minutes: float,
+) -> dict[str, Any]:
+    """Compare with the champion, write the decision down, record it as an artifact."""
+    logger, folder = get_run_logger(), registry_folder(loaded)
+    champion, data = registry.read_champion(folder), data_digest(loaded.data)
+    comparison = None
+    if champion is not None and champion["model_digest"] != model_digest:
+        theirs = storage.join(folder, champion["evaluation"])
+        if champion["data_digest"] != data or champion.get("evaluate") != _asked(loaded):
+            # Another test set, or other questions: ask the champion what the challenger was asked.
+            theirs = storage.join(folder, "models", champion["model_digest"][:16], f"evaluation-{data[:16]}")
+            logger.info("the champion was scored on other rows; scoring it on these")
+            model = storage.join(folder, champion["model"])
+            evaluate_emollm(recipe, overrides, model=model, out=theirs, deadline_minutes=deadline_minutes)
+        draws, seed = loaded.evaluate.bootstrap.samples, loaded.evaluate.bootstrap.seed
+        comparison = registry.compare(scored["out"], theirs, draws, seed)
+    verdict, reason = registry.decide(champion, model_digest, comparison)
+    logger.info("%s: %s", verdict, reason)
+    entry: dict[str, Any] = {
+        "model_digest": model_digest,
+        "data_digest": data,
+        "evaluate": _asked(loaded),
+        "overall": scored["overall"].get("accuracy"),
+        "champion": champion["model_digest"] if champion else None,
+    }
+    if comparison:
+        entry |= {"diff": comparison.diff, "diff_ci95": list(comparison.ci95), "n": comparison.n}
+        entry["diff_per_sub_task"] = comparison.sub_tasks
+    record = registry.write_decision(
+        folder, verdict, reason, entry, model=loaded.out, evaluation=scored["out"]
+    )
+    links = [
+        {"what": "report", "where": storage.join(scored["out"], "report.html")},
+        {"what": "registry", "where": folder},
+    ]
+    artifacts.record_decision(loaded.name, record, links)
+    return record
+
+
+def _asked(recipe: TrainRecipe) -> dict[str, Any]:
+    """What decides which rows are asked: two evaluations that differ here are not comparable row by row."""
+    return recipe.evaluate.model_dump(mode="json", include={"split", "sub_tasks", "limit"})

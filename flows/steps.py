@@ -1,0 +1,153 @@
+"""One step of a flow: skip it where its output is up to date, else have a Ray job do it, and check what it wrote.
+
+A step's output ends with a JSON file, written last, that carries `inputs_digest`: what the result depends on. An output
+is up to date where that digest is today's and its files verify; a digest alone is no proof that the files are there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from uuid import UUID
+
+from pydantic import Field
+
+from dataset_build import storage
+from dataset_build.progress import duration
+from flows import ray_jobs
+
+if TYPE_CHECKING:
+    from ray.dashboard.modules.job.pydantic_models import JobDetails
+
+# Parameters that all flows share; Prefect shows the descriptions and checks the values before a run starts.
+RecipeName = Annotated[
+    str,
+    Field(min_length=1, max_length=500, description="name of a shipped recipe, or the path of a YAML file"),
+]
+Overrides = Annotated[
+    list[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+=.*$")]],
+    Field(description="values to change in the recipe, each KEY=VALUE with a dotted key, e.g. seed=1"),
+]
+Force = Annotated[bool, Field(description="run the step even though its output is up to date")]
+Minutes = Annotated[float, Field(gt=0, le=60 * 24 * 30, description="stop the Ray job after so many minutes")]
+
+# (problems of the output's files, given the content of its final JSON); an empty list means that it verifies.
+Check = Callable[[dict[str, Any]], list[str]]
+
+
+class StepFailed(RuntimeError):
+    """A step's job ended well, but what it left behind is not what was asked for."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """`final` is the path of the JSON file that is written last; `arguments` are the job's, after the interpreter."""
+
+    flow: str
+    recipe: str
+    out: str
+    final: str
+    inputs_digest: str
+    arguments: list[str]
+    check: Check
+
+    def up_to_date(self) -> dict[str, Any] | None:
+        """The content of the final JSON where the output is whole and of today's inputs, else None."""
+        return None if self.problems() else storage.read_json(self.final)
+
+    def problems(self) -> list[str]:
+        if not storage.exists(self.final):
+            return [f"{self.final} is not there"]
+        try:
+            content = storage.read_json(self.final)
+        except ValueError as error:
+            return [str(error)]
+        if content.get("inputs_digest") != self.inputs_digest:
+            return [f"{self.final} was made from other inputs or by other code"]
+        return self.check(content)
+
+
+class Outcome(NamedTuple):
+    """How a step came to its result: "unchanged" (nothing ran), "submitted", "attached" or "returned" (see ray_jobs)."""
+
+    how: str
+    final: dict[str, Any]
+    job_id: str | None
+    job_url: str | None
+    seconds: float
+
+
+def run_step(step: Step, *, force: bool, deadline_minutes: float) -> Outcome:
+    """Bring the step's output up to date. Call it inside a Prefect flow: log, progress and cancellation go there.
+
+    Raises JobFailed or NoCluster (see ray_jobs), and StepFailed where the output does not verify afterwards.
+    """
+    from prefect import get_run_logger
+
+    from flows.artifacts import ProgressArtifact
+
+    began, logger = time.monotonic(), get_run_logger()
+    if not force and (content := step.up_to_date()) is not None:
+        logger.info("unchanged: %s is up to date with its inputs, and its files verify", step.out)
+        return Outcome("unchanged", content, None, None, time.monotonic() - began)
+    for problem in step.problems()[:5]:
+        logger.info("to do: %s", problem)
+    if force:
+        storage.remove(step.final)
+    work = ray_jobs.Work(
+        name=ray_jobs.job_name(step.flow, step.recipe, step.inputs_digest),
+        arguments=step.arguments,
+        out=storage.filesystem(step.out)[1],
+        deadline_s=deadline_minutes * 60,
+        owner=root_flow_run_id(),
+        metadata={"flow": step.flow, "recipe": step.recipe},
+    )
+    client = ray_jobs.connect()
+    attempt = ray_jobs.submit_or_attach(client, work, lambda: step.up_to_date() is not None, force=force)
+    url = ray_jobs.dashboard_url(client, attempt.job_id)
+    logger.info("Ray job %s: %s, %s", attempt.job_id, attempt.how, url)
+    progress = ProgressArtifact(step.flow)
+
+    def say(line: str) -> None:
+        logger.info(line)
+        progress.see(line)
+
+    if attempt.how != "returned":
+        ray_jobs.follow(client, attempt.job_id, say=say, deadline_s=work.deadline_s, may_stop=_may_stop)
+    content = step.up_to_date()
+    if content is None:
+        raise StepFailed(
+            f"Ray job {attempt.job_id} ended well, but: {'; '.join(step.problems()[:5])}. Were inputs or code changed "
+            "while it ran? Start the flow again"
+        )
+    progress.done()
+    seconds = time.monotonic() - began
+    logger.info("%s: %s after %s", step.out, attempt.how, duration(seconds))
+    return Outcome(attempt.how, content, attempt.job_id, url, seconds)
+
+
+def root_flow_run_id() -> str:
+    """The id of the flow run that a person or a schedule started, also inside of a flow that it calls."""
+    from prefect.runtime import flow_run
+
+    return str(flow_run.root_flow_run_id or flow_run.id or "")
+
+
+def _may_stop(job: JobDetails) -> bool:
+    """Whether a cancelled run may stop the job: not while another run that submitted it is still running."""
+    owner = (job.metadata or {}).get("flow_run")
+    if not owner or owner == root_flow_run_id():
+        return True
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(UUID(owner)).state
+    return state is None or not state.is_running()
+
+
+def stop_orphans(flow: Any, flow_run: Any, state: Any) -> None:
+    """Cancellation hook: stop what the run left behind where its process could not do so itself."""
+    for job_id in ray_jobs.stop_jobs_of(ray_jobs.connect(), str(flow_run.id)):
+        print(f"flow run {flow_run.name} was cancelled: Ray job {job_id} stopped", flush=True)

@@ -1,0 +1,81 @@
+"""Flow train-emollm: EmoBench → EmoLLM, as a Ray job."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from dataset_build import storage
+from emollm.config import TrainRecipe, load_recipe, train_inputs_digest
+from flows import artifacts
+from flows.steps import Force, Minutes, Overrides, RecipeName, Step, run_step, stop_orphans
+
+NAME = "train-emollm"
+
+
+class MissingInput(ValueError):
+    """What a flow works on is not there yet."""
+
+
+def plan(recipe: str, overrides: list[str]) -> tuple[TrainRecipe, Step]:
+    """The recipe and its step. Raises ValueError where the recipe cannot be used or there is no EmoBench yet."""
+    loaded = load_recipe(recipe, overrides)
+    settings = [word for override in overrides for word in ("--set", override)]
+    return loaded, Step(
+        flow=NAME,
+        recipe=loaded.name,
+        out=loaded.out,
+        final=storage.join(loaded.out, "training.json"),
+        inputs_digest=train_inputs_digest(loaded, data_digest(loaded.data)),
+        arguments=["-m", "emollm", "train", recipe, *settings],
+        check=lambda training: _problems(loaded.out, training),
+    )
+
+
+def data_digest(data: str) -> str:
+    """The digest of the EmoBench in `data`. Raises MissingInput where there is none, or an unfinished one."""
+    from dataset_build.manifest import read_manifest
+
+    if not storage.exists(storage.join(data, "manifest.json")):
+        raise MissingInput(
+            f"{data} holds no finished EmoBench (no manifest.json); run the build-emobench flow first"
+        )
+    return str(read_manifest(data)["digest"])
+
+
+@flow(name=NAME, flow_run_name="{recipe}", on_cancellation=[stop_orphans])
+def train_emollm(
+    recipe: RecipeName = "quickstart",
+    overrides: Overrides = [],  # noqa: B006
+    force: Force = False,
+    deadline_minutes: Minutes = 7 * 24 * 60,
+) -> dict[str, Any]:
+    """Train EmoLLM on an EmoBench: align the projector, tune, export every fold. A killed training goes on.
+
+    Returns how it went (unchanged, submitted, attached or returned), the folder and the model's digest.
+    """
+    loaded, step = plan(recipe, overrides)
+    outcome = run_step(step, force=force, deadline_minutes=deadline_minutes)
+    links: list[artifacts.Row] = [
+        {"what": "Ray job", "where": outcome.job_url},
+        {"what": "model", "where": loaded.out},
+        {"what": "EmoBench", "where": loaded.data},
+    ]
+    artifacts.record_training(loaded.name, outcome.final, links)
+    return {
+        "how": outcome.how,
+        "out": loaded.out,
+        "model_digest": outcome.final["model_digest"],
+        "job": outcome.job_id,
+    }
+
+
+def _problems(out: str, training: dict[str, Any]) -> list[str]:
+    """Folds that training.json names and the folder does not hold."""
+    problems = []
+    for fold in training.get("folds", []):
+        config = storage.join(out, fold["path"], "config.json")
+        if not storage.exists(config):
+            problems.append(f"{config} is named by training.json, but not there")
+    return problems
