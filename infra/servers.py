@@ -6,6 +6,7 @@ all of its processes (Ray's workers and job entrypoints have process groups of t
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import socket
@@ -196,6 +197,18 @@ def answers(url: str, headers: Mapping[str, str] | None = None, timeout_s: float
             return 200 <= reply.status < 300
     except (OSError, urllib.error.URLError, ValueError):
         return False
+
+
+def post_json(url: str, body: Any, timeout_s: float = 10.0) -> Any:
+    """The JSON reply to a POST of `body`, or None where there is none."""
+    try:
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(request, timeout=timeout_s) as reply:
+            return json.load(reply)
+    except (OSError, ValueError):
+        return None
 
 
 # --- Ray -----------------------------------------------------------------------------------------------------------
