@@ -7,6 +7,7 @@ This module imports neither torch nor ray, so that flows and command lines can r
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
@@ -151,6 +152,7 @@ class EvaluateRecipe(Component):
         "text_only",
         "untrained",
     )
+    linear_probe: bool = Field(True, description="beside Emo-C: what the frozen tower's features alone give")
     bootstrap: BootstrapConfig = BootstrapConfig()
 
     @model_validator(mode="after")
@@ -244,10 +246,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     except yaml.YAMLError as error:
         raise RecipeError(f"--set {key}: {text!r} is not a YAML value: {error}") from error
     if isinstance(value, str):
-        try:  # YAML 1.1 reads 1e-3 as a string
+        with contextlib.suppress(ValueError):  # YAML 1.1 reads 1e-3 as a string
             value = float(value) if value[:1].isdigit() and "e" in value.lower() else value
-        except ValueError:
-            pass
     here = values
     parts = key.split(".")
     for part in parts[:-1]:
