@@ -45,7 +45,7 @@ def collect(out: str, manifest: Mapping[str, Any]) -> Stats:
         if "/" not in path:
             continue
         with storage.open_read(storage.join(out, path)) as stream:
-            for row in pq.read_table(stream, columns=[*_COLUMNS, *_MEDIA_COLUMNS]).to_pylist():
+            for row in pq.ParquetFile(stream).read(columns=[*_COLUMNS, *_MEDIA_COLUMNS]).to_pylist():
                 stats.labels[row["sub_task"], row["source"], row["answer"], row["split"]] += 1
                 (stats.demonstrations if row["demonstration"] else real).add(row["sub_task"])
                 if row["fold"] is not None:
@@ -319,14 +319,13 @@ def _plots(stats: Stats) -> dict[str, bytes]:
     ):
         by_label[f"{sub_task}: {label}"][split] += count
     ordered = {name: {split: counts[split] for split in schema.SPLITS} for name, counts in by_label.items()}
-    reasons: dict[str, Counter[str]] = defaultdict(Counter)
-    for reject in stats.rejects:
-        reasons[reject["reason"]][reject["source"]] += 1
+    reasons = Counter(f"{reject['source']}: {reject['reason']}" for reject in stats.rejects)
+    left_out = {name: {"records": count} for name, count in sorted(reasons.items())}
     return {
         "labels.png": plots.stacked_bars("Samples by sub-task and label", ordered, "samples"),
         "sizes.png": plots.histogram("Longer side of the stored pictures and frames", stats.sides, "pixels"),
         "rejects.png": plots.stacked_bars(
-            "Records left out, by reason and source", dict(sorted(reasons.items())), "records"
+            "Records left out, by source and reason", left_out, "records (log scale)", log=True
         ),
     }
 

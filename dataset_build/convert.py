@@ -23,7 +23,7 @@ class Converted(NamedTuple):
     """A converted record: the sample without split and fold, and what the global decision needs to know of it."""
 
     sample: Sample
-    index: dict[str, Any]
+    hashes: dict[str, Any]
 
 
 def index_schema() -> pyarrow.Schema:

@@ -77,7 +77,8 @@ def build(recipe: BuildRecipe, workers: int | None = None) -> dict[str, Any]:
         flush=True,
     )
     with _ray():
-        _convert(recipe, made.shards, pending, work, workers)
+        if pending:
+            _convert(recipe, made.shards, pending, work, workers)
         index, rejects = _gather(made, work)
         files = {
             "rejects.parquet": write.write_rows(f"{out}/rejects.parquet", rejects, schema.reject_schema())
@@ -156,7 +157,7 @@ def convert_shard(task: dict[str, Any]) -> dict[str, Any]:
             rejects.append(dataclasses.asdict(result))
         else:
             samples.append(result.sample)
-            index.append(result.index)
+            index.append(result.hashes)
     tables = {
         "samples.parquet": (samples, convert.undivided_schema()),
         "index.parquet": (index, convert.index_schema()),
@@ -220,7 +221,7 @@ def decide(recipe: BuildRecipe, index: Sequence[IndexRow]) -> Decision:
             split=row.split,
             group_key=row.hashes.group_key,
             group=tied.get((row.hashes.group_key, row.hashes.group), row.hashes.group),
-            label=f"{row.hashes.source}/{row.hashes.sub_task}/{row.hashes.label}",
+            label=f"{row.hashes.sub_task}/{row.hashes.label}",
         )
         for row in index
     ]
@@ -324,9 +325,8 @@ def _ray() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
     address = os.environ.get("RAY_ADDRESS")
-    local = {} if address else {"include_dashboard": False}
+    local: dict[str, Any] = {} if address else {"include_dashboard": False}
     ray.init(address=address or "local", log_to_driver=False, logging_level=logging.WARNING, **local)
     try:
         yield
@@ -340,12 +340,14 @@ def _run_tasks(
     """Run `function` on every task through Ray Data, yielding results as they come, in any order."""
     if not tasks:
         return
-    import ray
+    import ray.data
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plan and progress lines; ours are enough
     ray.data.DataContext.get_current().enable_progress_bars = False
     texts = [{"task": json.dumps(task)} for task in tasks]
+    run_batch: Callable[..., Any] = _run_batch
     dataset = ray.data.from_items(texts, override_num_blocks=len(texts)).map_batches(
-        _run_batch,
+        run_batch,
         fn_kwargs={"function": function},
         batch_size=1,
         batch_format="numpy",

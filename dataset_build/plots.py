@@ -11,7 +11,7 @@ _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
 _GREY = "#8a8a8a"
 
 
-def stacked_bars(title: str, counts: Mapping[str, Mapping[str, int]], unit: str) -> bytes:
+def stacked_bars(title: str, counts: Mapping[str, Mapping[str, int]], unit: str, log: bool = False) -> bytes:
     """One horizontal bar per key of `counts`, stacked by its inner keys; PNG bytes."""
     inner = list(dict.fromkeys(name for row in counts.values() for name in row))
     figure, axes = _figure(height=0.9 + 0.3 * len(counts))
@@ -23,8 +23,13 @@ def stacked_bars(title: str, counts: Mapping[str, Mapping[str, int]], unit: str)
         left = [before + width for before, width in zip(left, widths)]
     for place, total in enumerate(left):
         axes.text(total, place, f" {total}", va="center", fontsize=8, color="#333333")
-    axes.set_xlim(0, max(left, default=1) * 1.12 or 1)
-    axes.invert_yaxis()
+    longest = max(left, default=0) or 1
+    if log:
+        axes.set_xscale("log")
+        axes.set_xlim(0.5, longest * 4)
+    else:
+        axes.set_xlim(0, longest * 1.12)
+    axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlabel(unit)
     axes.set_title(title, loc="left", fontsize=11)
     if len(inner) > 1:
@@ -57,7 +62,7 @@ def histogram(title: str, values: Mapping[str, Counter[int]], unit: str) -> byte
     axes.set_xlabel(unit)
     axes.set_ylabel("media")
     axes.set_title(title, loc="left", fontsize=11)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return _png(figure)
 
 

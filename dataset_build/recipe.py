@@ -77,9 +77,9 @@ class BuildRecipe(_Section):
     root: str = "."
     seed: int = 0
     sources: tuple[SourceSpec, ...] = Field(min_length=1)
-    media: MediaSettings = MediaSettings()
-    splits: SplitSettings = SplitSettings()
-    dedup: DedupSettings = DedupSettings()
+    media: MediaSettings = Field(default_factory=lambda: MediaSettings.model_validate({}))
+    splits: SplitSettings = Field(default_factory=lambda: SplitSettings.model_validate({}))
+    dedup: DedupSettings = Field(default_factory=lambda: DedupSettings.model_validate({}))
     reject_budget: float = Field(0.01, ge=0, le=1)
     shard_rows: int = Field(256, ge=1, le=10_000)
     rows_per_file: int = Field(1024, ge=1)

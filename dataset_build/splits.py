@@ -35,7 +35,7 @@ class Row(NamedTuple):
     split: str | None  # the official one
     group_key: str
     group: str
-    label: str  # "source/sub_task/label": what the bins are balanced over
+    label: str  # "sub_task/label": what the bins are balanced over
 
 
 class Place(NamedTuple):

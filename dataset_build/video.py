@@ -137,7 +137,12 @@ def command(
         vf=f"fps={GRID_FPS},scale='min({side},iw)':'min({side},ih)':force_original_aspect_ratio=decrease:"
         "flags=bicubic+accurate_rnd+full_chroma_int+bitexact",
         **{"c:v": "png", "c:a": "pcm_s16le", "pix_fmt": "rgb24", "compression_level": 1, "pred": "none"},
-        ar=SAMPLE_RATE, ac=1, sn=None, dn=None, flags="bitexact", fflags="bitexact",
+        ar=SAMPLE_RATE,
+        ac=1,
+        sn=None,
+        dn=None,
+        flags="bitexact",
+        fflags="bitexact",
     )
     return ffmpeg.compile(
         stream.global_args("-nostdin", "-hide_banner", "-loglevel", "error"), cmd=ffmpeg_binary()

@@ -16,12 +16,33 @@ from typing import NamedTuple
 from dataset_build.sources.base import annotation_bytes, annotation_json
 
 MIN_CHARS, MAX_CHARS = 25, 200
+MAX_WORD_CHARS = 22  # what fits on a line of a card
 # A TSV line longer than this is a broken file, not a sentence.
 MAX_LINE_BYTES = 20_000
 
 # Tags whose jokes live off insulting a group of people or off sex; their cards would be shown in reports.
 OFFENSIVE_TAGS = frozenset(
-    ["racist", "sex", "dirty", "rude", "insults", "flirty", "blonde", "black", "gay", "fat", "ugly", "hate", "women", "men", "stupid", "drug", "death", "christian", "God"]
+    [
+        "racist",
+        "sex",
+        "dirty",
+        "rude",
+        "insults",
+        "flirty",
+        "blonde",
+        "black",
+        "gay",
+        "fat",
+        "ugly",
+        "hate",
+        "women",
+        "men",
+        "stupid",
+        "drug",
+        "death",
+        "christian",
+        "God",
+    ]
 )
 # Untagged jokes of the same sort. Whole words or stems at a word's start.
 _COARSE = re.compile(
@@ -90,6 +111,8 @@ def rule_against(text: Text) -> str:
         return "coarse words"
     if not MIN_CHARS <= len(text.body) <= MAX_CHARS:
         return f"{len(text.body)} characters; cards hold {MIN_CHARS} to {MAX_CHARS}"
+    if any(len(word) > MAX_WORD_CHARS for word in text.body.split()):
+        return f"a word of more than {MAX_WORD_CHARS} characters"
     if not _DRAWABLE.fullmatch(text.body):
         return "characters that the card's font cannot draw"
     return ""
