@@ -222,6 +222,18 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> TrainRecipe
         raise RecipeError(f"{path}: " + "; ".join(_explain(problem) for problem in error.errors())) from error
 
 
+def evaluate_recipe(overrides: Sequence[str] = ()) -> EvaluateRecipe:
+    """An EvaluateRecipe of default values with `KEY=VALUE` overrides, where no recipe file is named."""
+    values: dict[str, Any] = {}
+    for override in overrides:
+        _apply_override(values, override)
+    try:
+        return EvaluateRecipe.model_validate(values)
+    except ValidationError as error:
+        explained = "; ".join(_explain(problem, EvaluateRecipe) for problem in error.errors())
+        raise RecipeError(f"evaluate: {explained}") from error
+
+
 def recipe_path(name_or_path: str) -> Path:
     """The YAML file that `name_or_path` means: a path, or the name of a shipped recipe."""
     path = Path(name_or_path)
@@ -257,12 +269,12 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     here[parts[-1]] = value
 
 
-def _explain(problem: Any) -> str:
+def _explain(problem: Any, root: type[Component] | None = None) -> str:
     """One validation problem as `key: what is wrong, and the nearest valid key`."""
     location = [str(part) for part in problem["loc"]]
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
-        valid = _keys_below(location[:-1])
+        valid = _keys_below(location[:-1], root or TrainRecipe)
         near = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.0)
         hint = f"; did you mean {'.'.join([*location[:-1], near[0]])!r}?" if near else ""
         return f"unknown key {key!r}{hint}"
@@ -271,8 +283,8 @@ def _explain(problem: Any) -> str:
     return f"{key or 'recipe'}: {problem['msg']} (found {problem['input']!r})" if key else str(problem["msg"])
 
 
-def _keys_below(location: list[str]) -> list[str]:
-    model: Any = TrainRecipe
+def _keys_below(location: list[str], root: type[Component]) -> list[str]:
+    model: Any = root
     for part in location:
         field = model.model_fields.get(part)
         if field is None:
