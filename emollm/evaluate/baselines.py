@@ -68,12 +68,15 @@ def linear_probe_answers(
     found: dict[str, str] = {}
     for protocol, sub_task in sorted({(protocol_of(row), row.sub_task) for row in asked}):
         train = sorted(
-            (row for row in rows if row.sub_task == sub_task and is_training_row(row, protocol)), key=lambda row: row.uid
+            (row for row in rows if row.sub_task == sub_task and is_training_row(row, protocol)),
+            key=lambda row: row.uid,
         )
         test = [row for row in asked if (protocol_of(row), row.sub_task) == (protocol, sub_task)]
         labels = sorted({row.answer for row in train})
         if len(labels) < 2:
-            raise EvaluationError(f"{sub_task}, protocol {protocol}: {len(labels)} label(s) to train a probe on; leave it out")
+            raise EvaluationError(
+                f"{sub_task}, protocol {protocol}: {len(labels)} label(s) to train a probe on; leave it out"
+            )
         probe = make_pipeline(StandardScaler(), LogisticRegression(C=PROBE_C, max_iter=2000))
         probe.fit(features(train), [row.answer for row in train])
         found.update(zip((row.uid for row in test), map(str, probe.predict(features(test))), strict=True))

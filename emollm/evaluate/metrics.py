@@ -56,7 +56,9 @@ def linked_groups(group_keys: Sequence[dict[str, str]], uids: Sequence[str]) -> 
 
     anchors = []
     for keys, uid in zip(group_keys, uids, strict=True):
-        pairs = sorted(f"{key}={value}" for key, value in keys.items() if value not in ("", None)) or [f"uid={uid}"]
+        pairs = sorted(f"{key}={value}" for key, value in keys.items() if value not in ("", None)) or [
+            f"uid={uid}"
+        ]
         anchors.append(pairs[0])
         for pair in pairs:
             first, second = sorted((root(pairs[0]), root(pair)))
@@ -78,7 +80,9 @@ def macro_f1(gold: Sequence[str], answers: Sequence[str]) -> float:
     """
     from sklearn.metrics import f1_score
 
-    return float(f1_score(list(gold), list(answers), labels=sorted(set(gold)), average="macro", zero_division=0))
+    return float(
+        f1_score(list(gold), list(answers), labels=sorted(set(gold)), average="macro", zero_division=0)
+    )
 
 
 def unweighted_average_recall(gold: Sequence[str], answers: Sequence[str]) -> float:
@@ -98,7 +102,9 @@ def auroc(is_positive_N: Sequence[bool], score_N: Sequence[float]) -> float | No
     return float(roc_auc_score(list(map(bool, is_positive_N)), list(score_N)))
 
 
-def confusion(gold: Sequence[str], answers: Sequence[str], labels: Sequence[str], other: str) -> list[list[int]]:
+def confusion(
+    gold: Sequence[str], answers: Sequence[str], labels: Sequence[str], other: str
+) -> list[list[int]]:
     """Counts[gold label][answer], with one more column for answers outside of `labels` (shown as `other`)."""
     column = {label: index for index, label in enumerate([*labels, other])}
     counts = [[0] * len(column) for _ in labels]
@@ -117,7 +123,9 @@ def bootstrap_means(values_SN: FloatArray, clusters_N: IntArray, draws: int, see
 
     values_SN = np.atleast_2d(np.asarray(values_SN, dtype=np.float64))
     if values_SN.shape[1] != len(clusters_N) or not len(clusters_N):
-        raise ValueError(f"{values_SN.shape[1]} values for {len(clusters_N)} cluster ids; one each is needed, at least one")
+        raise ValueError(
+            f"{values_SN.shape[1]} values for {len(clusters_N)} cluster ids; one each is needed, at least one"
+        )
     n_clusters = int(clusters_N.max()) + 1
     sizes_G = np.bincount(clusters_N, minlength=n_clusters).astype(np.float64)
     sums_SG = np.stack([np.bincount(clusters_N, weights=row, minlength=n_clusters) for row in values_SN])
@@ -151,7 +159,9 @@ def bootstrap_interval(values_N: Sequence[float], clusters_N: IntArray, draws: i
     """The 95 % interval of the mean of `values_N`."""
     import numpy as np
 
-    return percentile_interval(bootstrap_means(np.asarray(values_N, dtype=np.float64)[None], clusters_N, draws, seed)[0])
+    return percentile_interval(
+        bootstrap_means(np.asarray(values_N, dtype=np.float64)[None], clusters_N, draws, seed)[0]
+    )
 
 
 def paired_difference(
@@ -161,7 +171,9 @@ def paired_difference(
     import numpy as np
 
     if len(ours_N) != len(theirs_N):
-        raise ValueError(f"a paired difference needs the same samples on both sides, not {len(ours_N)} and {len(theirs_N)}")
+        raise ValueError(
+            f"a paired difference needs the same samples on both sides, not {len(ours_N)} and {len(theirs_N)}"
+        )
     gain_N = np.asarray(ours_N, dtype=np.float64) - np.asarray(theirs_N, dtype=np.float64)
     return float(gain_N.mean()), bootstrap_interval(gain_N.tolist(), clusters_N, draws, seed)
 
@@ -194,7 +206,11 @@ def mean_over_tasks(tasks: dict[str, TaskScores], draws: int, seed: int) -> tupl
         weights_BG = np.concatenate(_cluster_weights(len(clusters), draws, seed + number))
         place = {cluster: index for index, cluster in enumerate(clusters)}
         for name in names:
-            pairs = [(place[c], v) for c, v in zip(tasks[name].clusters, tasks[name].correct, strict=True) if c in place]
+            pairs = [
+                (place[c], v)
+                for c, v in zip(tasks[name].clusters, tasks[name].correct, strict=True)
+                if c in place
+            ]
             index_N = np.array([index for index, _ in pairs])
             value_N = np.array([float(value) for _, value in pairs])
             sums[name] += weights_BG @ np.bincount(index_N, weights=value_N, minlength=len(clusters))

@@ -25,7 +25,9 @@ STATUSES = (OK, EMPTY, UNPARSED, REFUSED)
 _REFUSALS = re.compile(
     r"\b(i (?:can ?not|can't|cant|am unable|am not able|won't|will not)|i'm (?:sorry|unable|not able)|sorry|as an ai)\b"
 )
-_NEGATIONS = frozenset({"not", "no", "never", "without", "isn't", "isnt", "don't", "dont", "doesn't", "doesnt", "hardly"})
+_NEGATIONS = frozenset(
+    {"not", "no", "never", "without", "isn't", "isnt", "don't", "dont", "doesn't", "doesnt", "hardly"}
+)
 # Suffixes that English puts on the adjective, noun or verb of an emotion, with what stands there in the base form.
 _SUFFIXES = (
     ("iness", "y"), ("ness", ""), ("fully", "ful"), ("fulness", "ful"), ("ingly", "ing"), ("edly", "ed"), ("ily", "y"),
@@ -64,9 +66,13 @@ def load_table(path: Path = TABLE_PATH) -> Table:
         wheel_of[group] = None if entry["wheel"] == "none" else entry["wheel"]
         for word in entry["words"]:
             if not isinstance(word, str) or word != normalise(word):
-                raise ValueError(f"{path}: group {group}: {word!r} is not a normalised word; quote it, in lower case")
+                raise ValueError(
+                    f"{path}: group {group}: {word!r} is not a normalised word; quote it, in lower case"
+                )
             if word in group_of:
-                raise ValueError(f"{path}: {word!r} stands in {group_of[word]} and in {group}; keep it in one group")
+                raise ValueError(
+                    f"{path}: {word!r} stands in {group_of[word]} and in {group}; keep it in one group"
+                )
             group_of[word] = group
     return Table(str(raw["version"]), group_of, wheel_of)
 

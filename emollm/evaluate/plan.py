@@ -21,7 +21,17 @@ SHARD_ROWS = 48
 # Code that cannot change an answer of a model; scores are computed anew from cached answers when only this changes.
 _AFTER_SCORING = ("emollm/train", "emollm/recipes", "emollm/__main__", "emollm/config") + tuple(
     f"emollm/evaluate/{name}"
-    for name in ("baselines", "charts", "cli", "metrics", "open_set", "records", "report", "results", "synonyms")
+    for name in (
+        "baselines",
+        "charts",
+        "cli",
+        "metrics",
+        "open_set",
+        "records",
+        "report",
+        "results",
+        "synonyms",
+    )
 )
 
 
@@ -69,7 +79,11 @@ def model_of(row: Row, pass_name: str, folds: Sequence[int] | None) -> str:
 
 
 def make_plan(
-    asked: Sequence[Row], probed: Sequence[Row], passes: Sequence[str], folds: Sequence[int] | None, models_digest: str
+    asked: Sequence[Row],
+    probed: Sequence[Row],
+    passes: Sequence[str],
+    folds: Sequence[int] | None,
+    models_digest: str,
 ) -> Plan:
     """Shards for `passes` over the asked rows, and for the features of the probed rows' media.
 
@@ -83,13 +97,18 @@ def make_plan(
         questions.sort(key=lambda question: (question.path, question.index))
         for start in range(0, len(questions), SHARD_ROWS):
             part = tuple(questions[start : start + SHARD_ROWS])
-            name = sha256_of_json([code, models_digest, pass_name, model, [question.key for question in part]])
+            name = sha256_of_json(
+                [code, models_digest, pass_name, model, [question.key for question in part]]
+            )
             shards.append(Shard(name[:32], pass_name, model, part))
 
     for pass_name in passes:
         first: dict[str, dict[str, Question]] = {}
         for row in asked:
-            model, key = model_of(row, pass_name, folds), row.question_digest(withhold_media=pass_name == TEXT_ONLY)
+            model, key = (
+                model_of(row, pass_name, folds),
+                row.question_digest(withhold_media=pass_name == TEXT_ONLY),
+            )
             first.setdefault(model, {}).setdefault(key, Question(key, row.uid, row.path, row.index))
             answered_by[pass_name, row.uid] = (model, key)
         for model in sorted(first):
@@ -97,7 +116,9 @@ def make_plan(
     media: dict[str, Question] = {}
     for row in probed:
         if len(row.media_sha256) != 1:
-            raise EvaluationError(f"{row.uid}: {len(row.media_sha256)} media; the linear probe wants exactly one per row")
+            raise EvaluationError(
+                f"{row.uid}: {len(row.media_sha256)} media; the linear probe wants exactly one per row"
+            )
         key = row.media_sha256[0]
         media.setdefault(key, Question(key, row.uid, row.path, row.index))
     if media:

@@ -16,10 +16,21 @@ from dataset_build import storage
 from dataset_build.provenance import sha256_of_bytes, sha256_of_json
 from dataset_build.schema import SPLITS
 
-_LIGHT_COLUMNS = (
-    "uid source sub_task split fold messages options answer other_answers group_keys demonstration "
-    "media.list.element.kind media.list.element.sha256"
-).split()
+_LIGHT_COLUMNS = [
+    "uid",
+    "source",
+    "sub_task",
+    "split",
+    "fold",
+    "messages",
+    "options",
+    "answer",
+    "other_answers",
+    "group_keys",
+    "demonstration",
+    "media.list.element.kind",
+    "media.list.element.sha256",
+]
 
 
 class EvaluationError(ValueError):
@@ -63,11 +74,15 @@ def read_rows(data: str, manifest: dict[str, Any]) -> list[Row]:
     Raises EvaluationError where a file is missing, has another number of rows than the manifest says, or a uid twice.
     """
     rows: list[Row] = []
-    for path in sorted(name for name in manifest["files"] if name.split("/")[0] in SPLITS and name.endswith(".parquet")):
+    for path in sorted(
+        name for name in manifest["files"] if name.split("/")[0] in SPLITS and name.endswith(".parquet")
+    ):
         found = _read_file(data, path)
         expected = manifest["files"][path]["rows"]
         if len(found) != expected:
-            raise EvaluationError(f"{data}/{path}: {len(found)} rows, the manifest says {expected}; build it again")
+            raise EvaluationError(
+                f"{data}/{path}: {len(found)} rows, the manifest says {expected}; build it again"
+            )
         rows += found
     uid, count = next(iter(Counter(row.uid for row in rows).most_common(1)), ("", 0))
     if count > 1:
@@ -106,7 +121,9 @@ def _row(value: dict[str, Any], path: str, index: int) -> Row:
         index=index,
     )
     if row.options and row.answer not in row.options:
-        raise EvaluationError(f"{row.uid}: answer {row.answer!r} is not one of its options {list(row.options)}")
+        raise EvaluationError(
+            f"{row.uid}: answer {row.answer!r} is not one of its options {list(row.options)}"
+        )
     return row
 
 
@@ -153,4 +170,6 @@ def select_rows(
         kept = task_rows if limit is None else task_rows[:limit]
         left_out["over_limit"] += len(task_rows) - len(kept)
         chosen += kept
-    return sorted(chosen, key=lambda row: row.uid), {reason: count for reason, count in left_out.items() if count}
+    return sorted(chosen, key=lambda row: row.uid), {
+        reason: count for reason, count in left_out.items() if count
+    }

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,9 @@ def judge(row: Row, said: str) -> Verdict:
         right = said in row.gold
         return Verdict(said, said, open_set.OK, right, right, right)
     score = open_set.compare(said, row.gold)
-    return Verdict(said, score.group, score.status, score.same_group, score.exact, score.same_wheel, score.unknown)
+    return Verdict(
+        said, score.group, score.status, score.same_group, score.exact, score.same_wheel, score.unknown
+    )
 
 
 def text_of(row: Row, answer: Answer) -> str:
@@ -70,15 +73,17 @@ def text_of(row: Row, answer: Answer) -> str:
 
 
 def make_records(
-    asked: Sequence[Row], model: Sequence[Answer], baselines: dict[str, Sequence[str]]
+    asked: Sequence[Row], model: Sequence[Answer], baselines: Mapping[str, Sequence[str | None]]
 ) -> list[Record]:
-    """One record per asked row, in order; `baselines` maps a name to one answer text per row.
+    """One record per asked row, in order; `baselines` maps a name to one answer text per row (None: it was not asked).
 
     Raises EvaluationError unless every asked row has exactly one answer of the model and of each baseline.
     """
-    for name, answers in {"model": model, **baselines}.items():
+    for name, answers in [("model", model), *baselines.items()]:
         if len(answers) != len(asked):
-            raise EvaluationError(f"{len(answers)} answers of {name} for {len(asked)} asked rows; start the evaluation again")
+            raise EvaluationError(
+                f"{len(answers)} answers of {name} for {len(asked)} asked rows; start the evaluation again"
+            )
     if len({row.uid for row in asked}) != len(asked):
         raise EvaluationError("a row is asked twice; start the evaluation again")
     groups = metrics.linked_groups([row.group_keys for row in asked], [row.uid for row in asked])
@@ -88,12 +93,21 @@ def make_records(
             assert answer.choice is not None, row.uid
             probability = option_probabilities(answer.log_probs)[answer.choice]
         else:
-            import math
-
             probability = math.exp(sum(answer.log_probs))
-        verdicts = {name: judge(row, answers[number]) for name, answers in baselines.items()}
+        said = {name: answers[number] for name, answers in baselines.items()}
+        verdicts = {
+            name: judge(row, answer_text) for name, answer_text in said.items() if answer_text is not None
+        }
         records.append(
-            Record(row, group, judge(row, text_of(row, answer)), list(answer.log_probs), probability, answer.gap, verdicts)
+            Record(
+                row,
+                group,
+                judge(row, text_of(row, answer)),
+                list(answer.log_probs),
+                probability,
+                answer.gap,
+                verdicts,
+            )
         )
     return records
 
@@ -127,7 +141,9 @@ def write_samples(path: str, records: Sequence[Record]) -> dict[str, Any]:
     from dataset_build.provenance import sha256_of_bytes
 
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([_as_columns(record) for record in records], records_schema()), buffer)
+    pq.write_table(
+        pa.Table.from_pylist([_as_columns(record) for record in records], records_schema()), buffer
+    )
     data = buffer.getvalue()
     storage.write_bytes(path, data)
     return {"sha256": sha256_of_bytes(data), "rows": len(records), "bytes": len(data)}
@@ -157,7 +173,14 @@ def score_all(records: Sequence[Record], recipe: EvaluateRecipe) -> dict[str, An
         mine = [record for record in records if record.row.sub_task == name]
         if not mine:
             note = NO_SAMPLES.get(name, "no sample in this data")
-            sub_tasks[name] = {"n": 0, "accuracy": None, "ci95": None, "macro_f1": None, "uar": None, "note": note}
+            sub_tasks[name] = {
+                "n": 0,
+                "accuracy": None,
+                "ci95": None,
+                "macro_f1": None,
+                "uar": None,
+                "note": note,
+            }
             continue
         # Where a sub-task has real rows, demonstration rows are recorded, but do not count.
         counted = [record for record in mine if not record.row.demonstration] or mine
@@ -219,7 +242,9 @@ def _gold_and_answers(records: Sequence[Record]) -> tuple[list[str], list[str]]:
     gold, answers = [], []
     for record in records:
         row, label = record.row, record.verdict.label
-        names = row.gold if row.options else tuple(table.group_of[open_set.normalise(name)] for name in row.gold)
+        names = (
+            row.gold if row.options else tuple(table.group_of[open_set.normalise(name)] for name in row.gold)
+        )
         gold.append(label if label in names and label is not None else names[0])
         answers.append(label if label is not None else OTHER)
     return gold, answers
@@ -243,9 +268,7 @@ def _yes_no_scores(records: Sequence[Record]) -> dict[str, Any]:
     """AUROC of the probability of Yes, where the options are Yes and No."""
     if any(set(record.row.options) != {"Yes", "No"} for record in records):
         return {}
-    of_yes = [
-        option_probabilities(record.scores)[record.row.options.index("Yes")] for record in records
-    ]
+    of_yes = [option_probabilities(record.scores)[record.row.options.index("Yes")] for record in records]
     return {"auroc": metrics.auroc([record.row.answer == "Yes" for record in records], of_yes)}
 
 
@@ -272,14 +295,17 @@ def _overall(in_overall: dict[str, list[Record]], recipe: EvaluateRecipe) -> dic
         }
         return metrics.mean_over_tasks(tasks, draws, seed)
 
-    ours = {name: [float(record.verdict.correct) for record in records] for name, records in in_overall.items()}
+    ours = {
+        name: [float(record.verdict.correct) for record in records] for name, records in in_overall.items()
+    }
     accuracy, interval = mean(ours)
     baselines = {}
     for baseline in BASELINES:
         if not all(baseline in record.baselines for records in in_overall.values() for record in records):
             continue
         theirs = {
-            name: [float(record.baselines[baseline].correct) for record in records] for name, records in in_overall.items()
+            name: [float(record.baselines[baseline].correct) for record in records]
+            for name, records in in_overall.items()
         }
         gain = {name: [a - b for a, b in zip(ours[name], theirs[name], strict=True)] for name in ours}
         (their_accuracy, their_interval), (diff, diff_interval) = mean(theirs), mean(gain)
@@ -287,4 +313,9 @@ def _overall(in_overall: dict[str, list[Record]], recipe: EvaluateRecipe) -> dic
             "accuracy": their_accuracy, "ci95": list(their_interval), "diff": diff, "diff_ci95": list(diff_interval),
             "beaten": diff_interval.low > 0,
         }  # fmt: skip
-    return {"accuracy": accuracy, "ci95": list(interval), "sub_tasks": list(in_overall), "baselines": baselines}
+    return {
+        "accuracy": accuracy,
+        "ci95": list(interval),
+        "sub_tasks": list(in_overall),
+        "baselines": baselines,
+    }

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from dataset_build import storage
 from dataset_build.progress import Progress
-from emollm.evaluate import plan as planning
 from emollm.evaluate.plan import FEATURES, TEXT_ONLY, Plan, Shard
 from emollm.evaluate.protocol import EvaluationError, Row
 from emollm.evaluate.score import Answer
@@ -42,7 +41,8 @@ class Job:
     model_dir: str
     training_recipe: dict[str, Any] | None
     batch_size: int
-    threads: int
+    threads: int = 1
+    folder: str = ""  # working directory that relative paths (also those inside a saved model) refer to
 
 
 def answers_path(out: str, shard: Shard) -> str:
@@ -54,6 +54,8 @@ class ShardScorer:
 
     def __init__(self, job: Job) -> None:
         self.job = job
+        if job.folder and os.path.isdir(job.folder):
+            os.chdir(job.folder)
         self._loaded: tuple[str, Any, Any] | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
@@ -116,18 +118,15 @@ def make_scorer(model: Any, processor: Any, batch_size: int) -> Scorer:
     from emollm.data.collate import collate
     from emollm.evaluate.score import Scorer
 
-    tokenizer = processor.tokenizer
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-
     def to_batch(encoded: list[Any]) -> dict[str, Any]:
-        batch = collate(encoded, pad_id, padding_side="right")
-        return {name: value.to(model.device) for name, value in batch.items() if value is not None}
+        batch = collate(encoded, processor.pad_id, padding_side="right")
+        return {name: value.to(model.device) for name, value in batch.items()}
 
     return Scorer(
         model,
         to_batch,
-        decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
-        end_ids=[tokenizer.eos_token_id],
+        decode=lambda ids: processor.decode(ids, skip_special_tokens=True),
+        end_ids=[processor.end_id],
         batch_size=batch_size,
     )
 
@@ -142,7 +141,7 @@ def encode_prompts(samples: Sequence[dict[str, Any]], processor: Any, withhold_m
         try:
             encoded = encode_sample(sample, processor, supervise=False, withhold_media=withhold_media)
             options = list(sample["options"] or ())
-            ids = option_token_ids(options, processor.tokenizer, processor.tokenizer.eos_token_id) if options else []
+            ids = option_token_ids(options, processor.tokenizer, processor.end_id) if options else []
         except (ValueError, OSError) as error:
             raise EvaluationError(f"{sample['uid']}: cannot be put to the model: {error}") from error
         prompts.append(Prompt(encoded, ids))
@@ -180,7 +179,8 @@ def read_samples(data: str, shard: Shard) -> list[dict[str, Any]]:
 
 def write_answers(path: str, shard: Shard, answers: Sequence[Answer]) -> None:
     values = [
-        {"key": question.key, **answer._asdict()} for question, answer in zip(shard.questions, answers, strict=True)
+        {"key": question.key, **answer._asdict()}
+        for question, answer in zip(shard.questions, answers, strict=True)
     ]
     _write_rows(path, values, answers_schema())
 
@@ -204,7 +204,9 @@ def write_features(path: str, shard: Shard, features_ND: NDArray[np.float32]) ->
     import pyarrow as pa
 
     schema = pa.schema([("key", pa.string()), ("feature", pa.list_(pa.float32()))])
-    values = [{"key": q.key, "feature": f.tolist()} for q, f in zip(shard.questions, features_ND, strict=True)]
+    values = [
+        {"key": q.key, "feature": f.tolist()} for q, f in zip(shard.questions, features_ND, strict=True)
+    ]
     _write_rows(path, values, schema)
 
 
@@ -224,9 +226,25 @@ def _read_rows(path: str) -> list[dict[str, Any]]:
         return pq.read_table(stream).to_pylist()
 
 
-def _features(model: Any, processor: Any, samples: list[dict[str, Any]], batch_size: int) -> NDArray[np.float32]:
+def _features(
+    model: Any, processor: Any, samples: Sequence[dict[str, Any]], batch_size: int
+) -> NDArray[np.float32]:
     """Mean patch features of the frozen vision tower, averaged over a sample's pictures or frames: (N, D)."""
-    raise NotImplementedError
+    import numpy as np
+    import torch
+
+    from emollm.data.collate import decode_pictures
+
+    pictures_of = [decode_pictures(sample, processor) for sample in samples]
+    flat = [picture for pictures in pictures_of for picture in pictures]
+    means = []
+    with torch.inference_mode():
+        for start in range(0, len(flat), batch_size):
+            pixels_NCHW = torch.stack(flat[start : start + batch_size]).to(model.device)
+            means.append(model.patch_features(pixels_NCHW).mean(dim=1).float().cpu().numpy())
+    mean_MD = np.concatenate(means)
+    ends = np.cumsum([len(pictures) for pictures in pictures_of])
+    return np.stack([part.mean(axis=0) for part in np.split(mean_MD, ends[:-1])])
 
 
 def score_shards(plan: Plan, job: Job, workers: int) -> dict[str, Any]:
@@ -246,7 +264,9 @@ def score_shards(plan: Plan, job: Job, workers: int) -> dict[str, Any]:
                 progress.advance(count)
     missing = [shard.name for shard in plan.shards if not storage.exists(answers_path(job.out, shard))]
     if missing:
-        raise EvaluationError(f"{len(missing)} of {len(plan.shards)} shards have no answers; start the evaluation again")
+        raise EvaluationError(
+            f"{len(missing)} of {len(plan.shards)} shards have no answers; start the evaluation again"
+        )
     return {"questions": total, "scored": total - already, "seconds": round(time.monotonic() - started, 1)}
 
 
@@ -270,7 +290,7 @@ def _on_ray(shards: Sequence[Shard], job: Job, workers: int) -> Iterator[int]:
         texts = [{"shard": json.dumps(shard.to_json())} for shard in shards]
         answered = ray.data.from_items(texts, override_num_blocks=len(texts)).map_batches(
             ShardScorer,
-            fn_constructor_args=(dataclasses.replace(job, threads=threads),),
+            fn_constructor_args=(dataclasses.replace(job, threads=threads, folder=os.getcwd()),),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=count),
             num_cpus=1,
@@ -290,12 +310,14 @@ def connect_to_ray() -> None:
     import ray
 
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(address="auto" if os.environ["RAY_ADDRESS"] == "auto" else os.environ["RAY_ADDRESS"], log_to_driver=False)
+        ray.init(log_to_driver=False)  # reads RAY_ADDRESS itself
     else:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
 
 
-def read_answers(plan: Plan, out: str) -> tuple[dict[tuple[str, str, str], Answer], dict[str, NDArray[np.float32]]]:
+def read_answers(
+    plan: Plan, out: str
+) -> tuple[dict[tuple[str, str, str], Answer], dict[str, NDArray[np.float32]]]:
     """(answer per (pass, model, question key); feature per medium). Raises EvaluationError unless each is there once."""
     import numpy as np
 
@@ -304,7 +326,9 @@ def read_answers(plan: Plan, out: str) -> tuple[dict[tuple[str, str, str], Answe
     for shard in plan.shards:
         rows = _read_rows(answers_path(out, shard))
         if [row["key"] for row in rows] != [question.key for question in shard.questions]:
-            raise EvaluationError(f"{answers_path(out, shard)} does not hold its questions; delete it and start again")
+            raise EvaluationError(
+                f"{answers_path(out, shard)} does not hold its questions; delete it and start again"
+            )
         for row in rows:
             if shard.pass_name == FEATURES:
                 features[row["key"]] = np.asarray(row["feature"], dtype=np.float32)
@@ -328,6 +352,3 @@ def forget_other_answers(plan: Plan, out: str) -> None:
     for name in storage.list_files(folder):
         if name not in keep:
             storage.remove(storage.join(folder, name))
-
-
-__all__ = ["Job", "ShardScorer", "planning"]

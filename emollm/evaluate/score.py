@@ -99,7 +99,9 @@ class Scorer:
         self.end_ids = frozenset(end_ids)
         self.batch_size, self.max_new_tokens, self.margin = batch_size, max_new_tokens, margin
 
-    def answers(self, prompts: Sequence[Prompt], advance: Callable[[int], None] | None = None) -> list[Answer]:
+    def answers(
+        self, prompts: Sequence[Prompt], advance: Callable[[int], None] | None = None
+    ) -> list[Answer]:
         """One Answer per prompt, in order. Batches hold prompts of similar length and of one kind."""
         import torch
 
@@ -109,7 +111,9 @@ class Scorer:
         found: dict[int, Answer] = {}
         with torch.inference_mode():
             for indices in self._batches(by_kind_and_length, prompts):
-                for index, answer in zip(indices, self._answer_batch([prompts[i] for i in indices]), strict=True):
+                for index, answer in zip(
+                    indices, self._answer_batch([prompts[i] for i in indices]), strict=True
+                ):
                     if answer.gap < self.margin and len(indices) > 1:
                         (answer,) = self._answer_batch([prompts[index]])
                     found[index] = answer
@@ -121,7 +125,11 @@ class Scorer:
         batches: list[list[int]] = []
         for index in order:
             open_question = not prompts[index].options
-            if batches and len(batches[-1]) < self.batch_size and (not prompts[batches[-1][0]].options) == open_question:
+            if (
+                batches
+                and len(batches[-1]) < self.batch_size
+                and (not prompts[batches[-1][0]].options) == open_question
+            ):
                 batches[-1].append(index)
             else:
                 batches.append([index])
@@ -133,7 +141,8 @@ class Scorer:
         needs_cache = any(len(option) > 1 for prompt in prompts for option in prompt.options)
         prefix = self._prefix(prompts, use_cache=needs_cache)
         totals = [
-            [float(prefix.log_probs_BV[row, option[0]]) for option in prompt.options] for row, prompt in enumerate(prompts)
+            [float(prefix.log_probs_BV[row, option[0]]) for option in prompt.options]
+            for row, prompt in enumerate(prompts)
         ]
         if needs_cache:
             self._add_later_tokens(prompts, prefix, totals)
@@ -148,7 +157,9 @@ class Scorer:
         lengths_B = mask_BT.sum(dim=1)
         last_U, column_B = torch.unique(lengths_B - 1, return_inverse=True)
         output = self.model(
-            **{name: value for name, value in batch.items() if name != "labels"}, use_cache=use_cache, logits_to_keep=last_U
+            **{name: value for name, value in batch.items() if name != "labels"},
+            use_cache=use_cache,
+            logits_to_keep=last_U,
         )
         logits_BV = output.logits[torch.arange(len(prompts), device=column_B.device), column_B]
         cache = output.past_key_values if use_cache else None

@@ -1,0 +1,217 @@
+"""`emollm evaluate` and `emollm report`. Nothing heavy is imported until a command runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Any
+
+DONE, DATA_PROBLEM, USAGE = 0, 1, 2
+
+
+def add_subcommands(subparsers: Any) -> None:
+    """Add `evaluate` and `report` to an argparse sub-parser collection; each sets `run`, which returns the exit code."""
+    evaluate = subparsers.add_parser(
+        "evaluate",
+        help="score a trained model on EmoBench",
+        description="Score a trained model on EmoBench and leave results.json, samples.parquet and report.html. "
+        "Killed and started again, it goes on where it was; started again when done, it says that nothing changed.",
+    )
+    evaluate.add_argument("--model", metavar="M", help="folder with training.json, or one saved model")
+    evaluate.add_argument("--data", metavar="OUT", help="EmoBench folder (default: the recipe's)")
+    evaluate.add_argument(
+        "--out", metavar="DIR", help="where results go (default: `evaluation` beside the model)"
+    )
+    evaluate.add_argument(
+        "--recipe", metavar="RECIPE", help="a train recipe: its `evaluate` section, data and model"
+    )
+    evaluate.add_argument(
+        "--split", choices=("test", "val", "train"), help="which rows are asked (default: test)"
+    )
+    evaluate.add_argument(
+        "--sub-task", action="append", metavar="NAME", help="only this sub-task; can be repeated"
+    )
+    evaluate.add_argument("--limit", type=int, metavar="N", help="at most N samples per sub-task")
+    evaluate.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+        help="override a value of the evaluate section (bootstrap.samples=500), or of the recipe where one is given",
+    )  # fmt: skip
+    evaluate.set_defaults(run=run_evaluate)
+
+    report = subparsers.add_parser(
+        "report",
+        help="write report.html of an evaluation again",
+        description="Write report.html of a finished evaluation again, from its results.json and samples.parquet.",
+    )
+    report.add_argument(
+        "folder", metavar="RUN", help="evaluation folder (or the run folder that holds `evaluation`)"
+    )
+    report.add_argument("--data", metavar="OUT", help="EmoBench folder with the pictures, where it has moved")
+    report.set_defaults(run=run_report)
+
+
+def run_evaluate(arguments: argparse.Namespace) -> int:
+    """Run `emollm evaluate`; returns the exit code."""
+    from emollm.config import RecipeError
+
+    try:
+        model, data, out, recipe = _what_to_score(arguments)
+    except RecipeError as error:
+        return _fail(error, USAGE)
+    except ValueError as error:
+        return _fail(error, DATA_PROBLEM)
+    if not model or not data:
+        missing = "--model" if not model else "--data"
+        return _fail(f"{missing} is missing; name a folder with it, or a recipe with --recipe", USAGE)
+    from emollm.evaluate import results as evaluation
+
+    try:
+        digest = evaluation.inputs_digest_of(
+            evaluation.read_model(model), evaluation.read_data_manifest(data), recipe
+        )
+        known = evaluation.finished(out, digest)
+        results = known or evaluation.evaluate(model, data, out, recipe)
+    except ValueError as error:
+        return _fail(error, DATA_PROBLEM)
+    except Exception as error:
+        cause = _cause_in_worker(error)
+        if cause is None:
+            raise
+        return _fail(cause, DATA_PROBLEM)
+    if known:
+        print(f"nothing changed: {out} holds the results of this model, data, recipe and code")
+    print_scores(results)
+    report = os.path.join(out, evaluation.REPORT)
+    print(f"report: {report}\nresults: {os.path.join(out, evaluation.RESULTS)}", flush=True)
+    return DONE
+
+
+def _what_to_score(arguments: argparse.Namespace) -> tuple[str | None, str | None, str, Any]:
+    """(model, data, out, evaluate recipe) from the arguments. Raises RecipeError."""
+    from emollm import config
+    from emollm.evaluate import results as evaluation
+
+    overrides = list(arguments.overrides)
+    if arguments.split:
+        overrides.append(f"split={arguments.split}")
+    if arguments.limit is not None:
+        overrides.append(f"limit={arguments.limit}")
+    if arguments.sub_task:
+        overrides.append(f"sub_tasks=[{', '.join(arguments.sub_task)}]")
+    mine, others = _sorted_overrides(overrides)
+    model, data = arguments.model, arguments.data
+    if arguments.recipe:
+        train_recipe = config.load_recipe(
+            arguments.recipe, [*others, *(f"evaluate.{override}" for override in mine)]
+        )
+        recipe = train_recipe.evaluate
+        model, data = model or train_recipe.out, data or train_recipe.data
+    else:
+        if others:
+            raise config.RecipeError(
+                f"--set {others[0]}: not a key of the evaluate section; it needs --recipe"
+            )
+        recipe = config.evaluate_recipe(mine)
+        if model and not data:
+            trained_on = evaluation.read_model(model).recipe
+            data = trained_on["data"] if trained_on else None
+    out = arguments.out or os.path.join(os.path.dirname(os.path.normpath(model or ".")), "evaluation")
+    return model, data, out, recipe
+
+
+def _sorted_overrides(overrides: list[str]) -> tuple[list[str], list[str]]:
+    """(overrides of the evaluate section without its prefix, overrides of other parts of a train recipe)."""
+    from emollm.config import EvaluateRecipe
+
+    mine, others = [], []
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key.startswith("evaluate."):
+            mine.append(override.removeprefix("evaluate."))
+        elif key in EvaluateRecipe.model_fields or key.startswith("bootstrap."):
+            mine.append(override)
+        else:
+            others.append(override)
+    return mine, others
+
+
+def _cause_in_worker(error: BaseException) -> BaseException | None:
+    """The user error that a Ray worker raised, if `error` is Ray's wrapping of one."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, ValueError) and type(seen).__module__.startswith(("emollm.", "dataset_build.")):
+            return seen
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    return None
+
+
+def run_report(arguments: argparse.Namespace) -> int:
+    """Run `emollm report`; returns the exit code."""
+    from dataset_build import storage
+    from emollm.evaluate import report
+
+    folder = arguments.folder
+    inner = storage.join(folder, "evaluation")
+    if not storage.exists(storage.join(folder, "results.json")) and storage.exists(
+        storage.join(inner, "results.json")
+    ):
+        folder = inner
+    try:
+        print(f"report: {report.write_report(folder, data=arguments.data)}")
+    except ValueError as error:
+        return _fail(error, DATA_PROBLEM)
+    return DONE
+
+
+def print_scores(results: dict[str, Any]) -> None:
+    """The score table, on the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from dataset_build.labels import SUB_TASK_NAMES
+    from emollm.evaluate.charts import percent, points
+    from emollm.evaluate.report import SHORT_NAMES
+
+    entries = [(SUB_TASK_NAMES[name], entry) for name, entry in results["sub_tasks"].items()]
+    shown = [name for name in SHORT_NAMES if any(name in _compared(entry) for _, entry in entries)]
+    table = Table(title=f"EmoLLM on EmoBench: {results['name']} ({results['split']})", title_justify="left")
+    table.add_column("sub-task")
+    for heading in ("n", "accuracy", "95 % interval", *(f"above {SHORT_NAMES[name]}" for name in shown)):
+        table.add_column(heading, justify="right")
+    for title, entry in entries:
+        if not entry["n"]:
+            table.add_row(title, "0", entry["note"])
+            continue
+        note = f"\n[dim]{entry['note']}[/dim]" if entry.get("note") else ""
+        table.add_row(title + note, str(entry["n"]), *_cells(entry, shown, percent, points))
+    overall = results["overall"]
+    if overall["accuracy"] is not None:
+        table.add_section()
+        table.add_row(f"mean of {len(overall['sub_tasks'])}", "", *_cells(overall, shown, percent, points))
+    console = Console(width=None if sys.stdout.isatty() else 150, highlight=False)
+    console.print(table)
+    console.print(
+        "[dim]above X: points of accuracy above X, its paired 95 % interval; * where that lies above zero[/dim]"
+    )
+
+
+def _compared(entry: dict[str, Any]) -> dict[str, Any]:
+    return {**entry.get("baselines", {}), **entry.get("references", {})}
+
+
+def _cells(entry: dict[str, Any], shown: list[str], percent: Any, points: Any) -> list[str]:
+    cells = [percent(entry["accuracy"]), " to ".join(f"{100 * bound:.1f}" for bound in entry["ci95"])]
+    for name in shown:
+        other = _compared(entry).get(name)
+        if other is None:
+            cells.append("–")
+            continue
+        low, high = (points(bound) for bound in other["diff_ci95"])
+        cells.append(f"{points(other['diff'])} ({low}, {high}){'*' if other['beaten'] else ' '}")
+    return cells
+
+
+def _fail(error: object, code: int) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return code
