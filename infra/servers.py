@@ -6,7 +6,6 @@ all of its processes (Ray's workers and job entrypoints have process groups of t
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import socket
@@ -115,14 +114,22 @@ def running(process: Process) -> bool:
         return False
 
 
+def descendants(process: Process) -> list[psutil.Process]:
+    """The process and its descendants; empty where it no longer runs."""
+    import psutil
+
+    try:
+        root = psutil.Process(process.pid)
+        return [root, *root.children(recursive=True)] if running(process) else []
+    except psutil.NoSuchProcess:
+        return []
+
+
 def family(process: Process) -> list[psutil.Process]:
     """The process, its descendants, and what carries its mark although its parent is gone."""
     import psutil
 
-    found: dict[int, psutil.Process] = {}
-    if running(process):
-        root = psutil.Process(process.pid)
-        found = {member.pid: member for member in [root, *root.children(recursive=True)]}
+    found = {member.pid: member for member in descendants(process)}
     for member in psutil.process_iter():
         try:
             if member.pid not in found and member.environ().get(MARK) == process.mark:
@@ -197,18 +204,6 @@ def answers(url: str, headers: Mapping[str, str] | None = None, timeout_s: float
             return 200 <= reply.status < 300
     except (OSError, urllib.error.URLError, ValueError):
         return False
-
-
-def post_json(url: str, body: Any, timeout_s: float = 10.0) -> Any:
-    """The JSON reply to a POST of `body`, or None where there is none."""
-    try:
-        headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(request, timeout=timeout_s) as reply:
-            return json.load(reply)
-    except (OSError, ValueError):
-        return None
 
 
 # --- Ray -----------------------------------------------------------------------------------------------------------
@@ -292,6 +287,8 @@ def prefect_environment(home: Path, api_url: str) -> dict[str, str]:
         "PREFECT_API_URL": api_url,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        # Which run holds a deployment's concurrency slot survives a restart of the server.
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "DO_NOT_TRACK": "1",
     }
 

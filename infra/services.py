@@ -23,6 +23,7 @@ from typing import Any
 
 from dataset_build import storage
 from infra import servers
+from infra.prefect_api import PrefectApi
 from infra.servers import PROJECT_ROOT, PrefectServer, Process, RayHead, ServiceError
 
 HOME = PROJECT_ROOT / ".local" / "services"
@@ -83,6 +84,10 @@ class Services:
             **(self.ray.env if self.ray else {}),
             **loopback,
         }
+
+    def processes(self) -> list[Process]:
+        owners = [self.prefect and self.prefect.process, self.worker, self.ray and self.ray.process]
+        return [process for process in owners if process]
 
     def parts(self) -> list[tuple[str, bool, str]]:
         """(name, healthy, where) of each service."""
@@ -158,9 +163,11 @@ def _start(services: Services, started: list[Process]) -> None:
         _wait("Ray head", services.ray.healthy, services.ray.process)
     if fresh_prefect:
         _wait("Prefect server", services.prefect.healthy, services.prefect.process)
+        for name in PrefectApi(services.prefect.api_url).sweep_dead_runs():
+            print(f"  flow run {name} was still open from an earlier session: marked as crashed", flush=True)
     if services.worker:  # one that is healthy would still point at the servers of before
         servers.end(services.worker)
-    _register(services)
+    register(services)
     services.worker = servers.start_prefect_worker(POOL, services.env, home / "prefect-worker.log")
     started.append(services.worker)
     services.save()
@@ -252,7 +259,7 @@ def _wait(name: str, healthy: Callable[[], bool], process: Process) -> None:
     print(f"  {name}: up after {time.monotonic() - began:.0f} s", flush=True)
 
 
-def _register(services: Services) -> None:
+def register(services: Services) -> None:
     """Create the work pool and (re)register the deployments of prefect.yaml."""
     print("  registering the deployments of prefect.yaml", flush=True)
     _prefect(services, "work-pool", "create", POOL, "--type", "process", "--overwrite")
@@ -276,8 +283,7 @@ def _prefect(services: Services, *arguments: str) -> None:
 
 def _worker_is_online(services: Services) -> bool:
     assert services.prefect
-    workers = servers.post_json(f"{services.prefect.api_url}/work_pools/{POOL}/workers/filter", {})
-    return any(worker.get("status") == "ONLINE" for worker in workers or [])
+    return PrefectApi(services.prefect.api_url).has_online_worker(POOL)
 
 
 def _write_client_settings(services: Services) -> None:
@@ -307,9 +313,7 @@ def _is_our_toml(path: Path) -> bool:
 
 def _short_temp_dir() -> Path:
     root = tempfile.gettempdir()
-    return (
-        Path(tempfile.mkdtemp(prefix="emobench-", dir=root if len(root) <= _LONGEST_TEMP else "/tmp")) / "ray"
-    )
+    return Path(tempfile.mkdtemp(prefix="emobench-", dir=root if len(root) <= _LONGEST_TEMP else "/tmp"))
 
 
 def _object_store_bytes() -> int:

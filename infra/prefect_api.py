@@ -1,0 +1,113 @@
+"""The few calls of Prefect's REST API that the local set-up needs, without importing Prefect (which takes seconds)."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.parse
+import urllib.request
+from typing import Any, NamedTuple
+
+FINAL_STATES = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+_OPEN_STATES = ("RUNNING", "PENDING", "CANCELLING")
+
+
+class ApiError(ValueError):
+    """The server refused a call, or did not answer it."""
+
+
+class LogLine(NamedTuple):
+    timestamp: str
+    level: int
+    message: str
+
+
+class PrefectApi:
+    """Calls of the API at `url`, for example http://127.0.0.1:4200/api. Raises ApiError with the server's words."""
+
+    def __init__(self, url: str, timeout_s: float = 20.0) -> None:
+        self.url, self._timeout_s = url.rstrip("/"), timeout_s
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback needs no proxy
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.url}{path}", data, headers, method=method)
+        try:
+            with self._opener.open(request, timeout=self._timeout_s) as reply:
+                text = reply.read()
+        except urllib.error.HTTPError as error:
+            detail = error.read().decode(errors="replace")[:500]
+            raise ApiError(f"{method} {path}: the Prefect server answered {error.code}: {detail}") from error
+        except OSError as error:
+            raise ApiError(
+                f"{method} {path}: the Prefect server at {self.url} does not answer: {error}"
+            ) from error
+        return json.loads(text) if text else None
+
+    def has_online_worker(self, pool: str) -> bool:
+        try:
+            workers = self.call("POST", f"/work_pools/{pool}/workers/filter", {})
+        except ApiError:
+            return False
+        return any(worker.get("status") == "ONLINE" for worker in workers)
+
+    def deployment_id(self, name: str) -> str:
+        """The id of the deployment FLOW/NAME."""
+        return str(self.call("GET", f"/deployments/name/{urllib.parse.quote(name)}")["id"])
+
+    def start(self, deployment_id: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        """A new flow run of the deployment, scheduled for now."""
+        body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+        return dict(self.call("POST", f"/deployments/{deployment_id}/create_flow_run", body))
+
+    def open_run_of(self, deployment_id: str) -> dict[str, Any] | None:
+        """The oldest run of the deployment that is about to run or runs; None where there is none."""
+        body = {
+            "flow_runs": {
+                "deployment_id": {"any_": [deployment_id]},
+                "state": {"type": {"any_": ["RUNNING", "PENDING", "SCHEDULED"]}},
+            },
+            "sort": "START_TIME_ASC",
+            "limit": 1,
+        }
+        runs = self.call("POST", "/flow_runs/filter", body)
+        return dict(runs[0]) if runs else None
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        return dict(self.call("GET", f"/flow_runs/{run_id}"))
+
+    def children(self, run_id: str) -> list[str]:
+        """The ids of the flow runs that `run_id` called."""
+        body = {"flow_runs": {"parent_flow_run_id": {"any_": [run_id]}}, "limit": 200}
+        return [str(run["id"]) for run in self.call("POST", "/flow_runs/filter", body)]
+
+    def logs(self, run_ids: list[str], offset: int) -> list[LogLine]:
+        """Log lines of the runs, oldest first, from number `offset` on; at most 200."""
+        body = {
+            "logs": {"flow_run_id": {"any_": run_ids}},
+            "sort": "TIMESTAMP_ASC",
+            "offset": offset,
+            "limit": 200,
+        }
+        lines = self.call("POST", "/logs/filter", body)
+        return [LogLine(line["timestamp"], line["level"], line["message"]) for line in lines]
+
+    def set_state(self, run_id: str, state: str, message: str, force: bool = False) -> None:
+        body = {"state": {"type": state, "name": state.capitalize(), "message": message}, "force": force}
+        self.call("POST", f"/flow_runs/{run_id}/set_state", body)
+
+    def sweep_dead_runs(self) -> list[str]:
+        """Mark every open run as crashed and free its concurrency slot; returns their names.
+
+        Only right on a server that has just been started and whose workers are gone: nothing can be running then.
+        """
+        body = {"flow_runs": {"state": {"type": {"any_": list(_OPEN_STATES)}}}, "limit": 200}
+        runs = self.call("POST", "/flow_runs/filter", body)
+        for run in runs:
+            message = "The local services were stopped while it ran; start it again to go on."
+            self.set_state(run["id"], "CRASHED", message, force=True)
+        for limit in self.call("POST", "/v2/concurrency_limits/filter", {}):
+            if limit["active_slots"]:
+                self.call("PATCH", f"/v2/concurrency_limits/{limit['id']}", {"active_slots": 0})
+        return [str(run["name"]) for run in runs]
