@@ -11,7 +11,7 @@ GRID = (0, 25, 50, 75, 100)
 
 def percent(value: float | None, digits: int = 1) -> str:
     """`0.4312` → `43.1 %`; a missing value is a dash."""
-    return "–" if value is None else f"{100 * value:.{digits}f} %"
+    return "–" if value is None else f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def points(value: float) -> str:
@@ -24,7 +24,12 @@ def points(value: float) -> str:
 
 def interval(bounds: list[float] | None) -> str:
     """`[0.331, 0.527]` → `33.1 to 52.7 %`."""
-    return "" if not bounds else f"{100 * bounds[0]:.1f} to {100 * bounds[1]:.1f} %"
+    return "" if not bounds else f"{100 * bounds[0]:.1f} to {100 * bounds[1]:.1f}\N{NO-BREAK SPACE}%"
+
+
+def number(value: float | None) -> str:
+    """`0.4312` → `43.1`, for tables whose caption names the unit."""
+    return "–" if value is None else f"{100 * value:.1f}"
 
 
 def range_svg(entry: dict[str, Any], kind: str, label: str) -> Markup:

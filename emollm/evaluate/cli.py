@@ -169,15 +169,18 @@ def print_scores(results: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from dataset_build.labels import SUB_TASK_NAMES
     from emollm.evaluate.charts import percent, points
-    from emollm.evaluate.report import SHORT_NAMES
+    from emollm.evaluate.report import SHORT_NAMES, SHORT_TASKS
 
-    entries = [(SUB_TASK_NAMES[name], entry) for name, entry in results["sub_tasks"].items()]
+    entries = [(SHORT_TASKS[name], entry) for name, entry in results["sub_tasks"].items()]
     shown = [name for name in SHORT_NAMES if any(name in _compared(entry) for _, entry in entries)]
-    table = Table(title=f"EmoLLM on EmoBench: {results['name']} ({results['split']})", title_justify="left")
+    table = Table(
+        show_lines=True,
+        title=f"EmoLLM on EmoBench: {results['name']} ({results['split']})",
+        title_justify="left",
+    )
     table.add_column("sub-task")
-    for heading in ("n", "accuracy", "95 % interval", *(f"above {SHORT_NAMES[name]}" for name in shown)):
+    for heading in ("n", "accuracy", *(f"above {SHORT_NAMES[name]}" for name in shown)):
         table.add_column(heading, justify="right")
     for title, entry in entries:
         if not entry["n"]:
@@ -189,10 +192,10 @@ def print_scores(results: dict[str, Any]) -> None:
     if overall["accuracy"] is not None:
         table.add_section()
         table.add_row(f"mean of {len(overall['sub_tasks'])}", "", *_cells(overall, shown, percent, points))
-    console = Console(width=None if sys.stdout.isatty() else 150, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     console.print(table)
     console.print(
-        "[dim]above X: points of accuracy above X, its paired 95 % interval; * where that lies above zero[/dim]"
+        "[dim]below a score: 95 % intervals; above X: points of accuracy above X; ✓ where its paired interval lies above zero[/dim]"
     )
 
 
@@ -201,14 +204,17 @@ def _compared(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cells(entry: dict[str, Any], shown: list[str], percent: Any, points: Any) -> list[str]:
-    cells = [percent(entry["accuracy"]), " to ".join(f"{100 * bound:.1f}" for bound in entry["ci95"])]
+    low, high = (f"{100 * bound:.1f}" for bound in entry["ci95"])
+    cells = [f"{percent(entry['accuracy'])}\n[dim]{low} to {high}[/dim]"]
     for name in shown:
         other = _compared(entry).get(name)
         if other is None:
             cells.append("–")
             continue
         low, high = (points(bound) for bound in other["diff_ci95"])
-        cells.append(f"{points(other['diff'])} ({low}, {high}){'*' if other['beaten'] else ' '}")
+        cells.append(
+            f"{points(other['diff'])}{' ✓' if other['beaten'] else '  '}\n[dim]{low} to {high}[/dim]"
+        )
     return cells
 
 

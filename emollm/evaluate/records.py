@@ -197,7 +197,7 @@ def _score_task(records: list[Record], demonstration: bool, recipe: EvaluateReci
     correct = [record.verdict.correct for record in records]
     gold, counted_as = _gold_and_answers(records)
     statuses = Counter(record.verdict.status for record in records)
-    labels = sorted(set(gold), key=lambda label: (-gold.count(label), label))
+    labels = sorted(set(gold))
     entry: dict[str, Any] = {
         "n": len(records),
         "clusters": int(clusters_N.max()) + 1,

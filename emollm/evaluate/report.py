@@ -22,11 +22,12 @@ PICTURE_BUDGET_BYTES = 4_000_000
 MAX_SHOWN_PER_SUB_TASK = 240
 
 BASELINE_NAMES = {
-    "majority": "always the most frequent answer",
+    "majority": "the most frequent answer",
     "text_only": "the same model without the picture",
     "untrained": "the model before training",
-    "linear_probe": "linear probe on the frozen vision tower",
+    "linear_probe": "a linear probe on the frozen vision tower",
 }
+SHORT_TASKS = {name: title.partition(" (")[0] for name, title in SUB_TASK_NAMES.items()}
 SHORT_NAMES = {
     "majority": "majority",
     "text_only": "text only",
@@ -74,7 +75,12 @@ def render(results: dict[str, Any], samples: Sequence[dict[str, Any]], data: str
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"percent": charts.percent, "points": charts.points, "interval": charts.interval}
+    environment.filters |= {
+        "percent": charts.percent,
+        "points": charts.points,
+        "interval": charts.interval,
+        "number": charts.number,
+    }
     environment.globals |= {"range_svg": charts.range_svg, "shade": charts.shade, "statements": statements}
     gallery, notice = make_gallery(samples, data)
     tasks = results["sub_tasks"]
@@ -82,6 +88,7 @@ def render(results: dict[str, Any], samples: Sequence[dict[str, Any]], data: str
         results=results,
         title=f"EmoLLM on EmoBench: {results['name']}",
         names=SUB_TASK_NAMES,
+        short_tasks=SHORT_TASKS,
         baseline_names=BASELINE_NAMES,
         short_names=SHORT_NAMES,
         demonstration=DEMONSTRATION,
@@ -134,7 +141,7 @@ def summary(results: dict[str, Any]) -> list[str]:
     overall = results["overall"]
     if not tasks:
         return ["No sub-task with openly licensed, non-demonstration samples was scored."]
-    names = ", ".join(SUB_TASK_NAMES[name] for name in overall["sub_tasks"])
+    names = ", ".join(SHORT_TASKS[name] for name in overall["sub_tasks"])
     lines = [
         f"Mean accuracy {charts.percent(overall['accuracy'])} (95 % interval {charts.interval(overall['ci95'])}) "
         f"over {len(overall['sub_tasks'])} sub-task{'s' if len(overall['sub_tasks']) != 1 else ''}: {names}."
@@ -148,7 +155,7 @@ def summary(results: dict[str, Any]) -> list[str]:
         if rest:
             parts.append(f"is not shown to beat {_listed(rest)}")
         if parts:
-            lines.append(f"{SUB_TASK_NAMES[name]}: the model {' and '.join(parts)}.")
+            lines.append(f"{SHORT_TASKS[name]}: the model {' and '.join(parts)}.")
     return lines
 
 
