@@ -184,13 +184,16 @@ def _decode(data: bytes, name: str, settings: Settings) -> tuple[Image.Image, bo
     from PIL import Image, ImageOps
 
     with _opened(data, name, settings.max_pixels) as opened:
-        orientation = opened.getexif().get(0x0112, 1)
+        try:
+            orientation, n_frames = opened.getexif().get(0x0112, 1), getattr(opened, "n_frames", 1)
+        except Exception as error:  # reading metadata may already decode
+            raise MediaError("undecodable", f"{name}: {opened.format} does not decode: {_first_line(error)}") from error
         longest = max(opened.size)
         keep = (
             opened.format in _KEPT_FORMATS
             and longest <= settings.max_side_px
             and orientation in (0, 1)
-            and getattr(opened, "n_frames", 1) == 1
+            and n_frames == 1
             # Uncompressed size plus some metadata: more is not this picture.
             and len(data) <= 8 * opened.width * opened.height + (64 << 10)
         )

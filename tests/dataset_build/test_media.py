@@ -1,0 +1,197 @@
+"""Pictures from outside: hostile paths and bytes become MediaErrors with the right reason; good ones keep their bytes."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+from PIL import Image, PngImagePlugin
+
+from dataset_build import cards, media
+from dataset_build.recipe import MediaSettings
+
+SETTINGS = MediaSettings(max_side_px=64, max_pixels=200_000)
+
+
+def encoded(picture: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def gradient(width: int = 40, height: int = 30) -> Image.Image:
+    return Image.linear_gradient("L").resize((width, height)).convert("RGB")
+
+
+def read(
+    tmp_path: Path, data: bytes, name: str = "a.png", settings: MediaSettings = SETTINGS
+) -> media.Medium:
+    (tmp_path / name).write_bytes(data)
+    return media.read_picture(str(tmp_path), name, settings)
+
+
+def reason_of(call) -> str:
+    with pytest.raises(media.MediaError) as caught:
+        call()
+    return caught.value.reason
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["../secret.png", "a/../../secret.png", "/etc/passwd", "..\\secret.png", "\\\\host\\x.png", "a\x00.png"],
+)
+def test_paths_that_leave_the_root_are_refused(tmp_path, path):
+    (tmp_path / "secret.png").write_bytes(encoded(gradient(), "PNG"))
+    root = tmp_path / "root"
+    root.mkdir()
+    assert reason_of(lambda: media.resolve(str(root), path)) == "path_outside_root"
+
+
+def test_links_are_followed_inside_the_root_only(tmp_path):
+    root = tmp_path / "root"
+    root.mkdir()
+    (tmp_path / "secret.png").write_bytes(encoded(gradient(), "PNG"))
+    (root / "real.png").write_bytes(encoded(gradient(), "PNG"))
+    os.symlink(root / "real.png", root / "inside.png")
+    os.symlink(tmp_path / "secret.png", root / "outside.png")
+    os.symlink(tmp_path, root / "folder")
+    assert media.resolve(str(root), "inside.png").endswith("real.png")
+    assert reason_of(lambda: media.resolve(str(root), "outside.png")) == "path_outside_root"
+    assert reason_of(lambda: media.resolve(str(root), "folder/secret.png")) == "path_outside_root"
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty_file"),
+        (b"this is a text file, whatever its name says\n", "not_media"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "not_media"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not_media"),
+        (encoded(gradient(), "PNG")[:60], "undecodable"),
+        (encoded(gradient(60, 60), "JPEG")[:400], "undecodable"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(200), "undecodable"),
+        (b"RIFF\x10\x00\x00\x00WEBPVP8 \x00\x00\x00\x00", "undecodable"),
+    ],
+)
+def test_bytes_that_are_no_picture_say_why(tmp_path, data, reason):
+    assert reason_of(lambda: read(tmp_path, data)) == reason
+
+
+def test_missing_files_and_folders_say_why(tmp_path):
+    assert reason_of(lambda: media.read_picture(str(tmp_path), "gone.png", SETTINGS)) == "missing_media"
+    assert reason_of(lambda: media.read_picture(str(tmp_path), ".", SETTINGS)) == "not_media"
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG whose header promises many pixels in a few bytes."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(1000)))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("size", [(500, 401), (100_000, 100_000)])
+def test_too_many_pixels_are_refused_before_decoding(tmp_path, size):
+    assert reason_of(lambda: read(tmp_path, bomb(*size))) == "too_large"
+    assert reason_of(lambda: media.open_picture(bomb(*size), max_pixels=200_000)) == "too_large"
+
+
+def test_too_many_bytes_are_refused_before_reading(tmp_path):
+    with open(tmp_path / "a.png", "wb") as stream:
+        stream.write(encoded(gradient(), "PNG"))
+        stream.truncate(3 << 20)
+    settings = SETTINGS.model_copy(update={"max_file_mb": 2})
+    assert reason_of(lambda: media.read_picture(str(tmp_path), "a.png", settings)) == "too_large"
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [("PNG", "RGB"), ("PNG", "RGBA"), ("PNG", "P"), ("JPEG", "RGB"), ("WEBP", "RGBA"), ("PNG", "L")],
+)
+def test_a_picture_within_the_limits_keeps_its_bytes(tmp_path, kind, mode):
+    data = encoded(gradient().convert(mode), kind)
+    medium = read(tmp_path, data)
+    assert medium.data == (data,)
+    assert (medium.width, medium.height) == media.open_picture(medium.data[0]).size == (40, 30)
+    assert len(medium.phash) == 16
+
+
+def test_transparency_is_composited_on_white():
+    picture = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    palette = Image.new("P", (4, 4), 0)
+    palette.info["transparency"] = 0
+    for data in (
+        encoded(picture, "PNG"),
+        encoded(picture, "WEBP", lossless=True),
+        encoded(palette, "PNG", transparency=0),
+    ):
+        assert media.open_picture(data).getpixel((1, 1)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF"])
+def test_larger_pictures_are_scaled_down_and_stored_as_jpeg(tmp_path, kind):
+    medium = read(tmp_path, encoded(gradient(300, 150), kind))
+    assert (medium.width, medium.height) == (64, 32) == media.open_picture(medium.data[0]).size
+    assert media.picture_format(medium.data[0]) == "JPEG"
+
+
+def test_a_turned_photograph_is_put_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    medium = read(tmp_path, encoded(gradient(40, 30), "JPEG", exif=exif))
+    assert (medium.width, medium.height) == (30, 40) == media.open_picture(medium.data[0]).size
+
+
+def test_an_animation_given_as_a_picture_is_its_first_frame(tmp_path):
+    frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]
+    medium = read(tmp_path, encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    red, _, blue = media.open_picture(medium.data[0]).getpixel((10, 10))
+    assert red > 200 > 100 > blue
+
+
+def test_bytes_that_hide_in_a_small_picture_are_not_kept(tmp_path):
+    info = PngImagePlugin.PngInfo()
+    info.add_text("payload", os.urandom(150_000).hex())
+    data = encoded(gradient(), "PNG", pnginfo=info)
+    assert len(read(tmp_path, data).data[0]) < len(data) / 10
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
+    picture = Image.new("I;16", (8, 8), 32768)
+    assert media.open_picture(read(tmp_path, encoded(picture, "PNG")).data[0]).getpixel((4, 4))[
+        0
+    ] == pytest.approx(127, abs=1)
+
+
+def test_identity_is_the_file_and_fingerprint_sees_its_changes(tmp_path):
+    medium = read(tmp_path, encoded(gradient(), "PNG"))
+    assert medium.identity == medium.source_sha256
+    before = media.fingerprint(str(tmp_path), "a.png")
+    read(tmp_path, encoded(gradient(41, 30), "PNG"))
+    assert media.fingerprint(str(tmp_path), "a.png") != before
+    assert media.fingerprint(str(tmp_path), "../a.png") == "path_outside_root"
+
+
+def test_cards_are_legible_deterministic_and_bounded():
+    card = cards.render("Escalators don't break down... they just turn into stairs.")
+    assert card == cards.render("Escalators don't break down... they just turn into stairs.")
+    picture = media.open_picture(card)
+    assert picture.size == (cards.SIDE_PX, cards.SIDE_PX)
+    black = sum(picture.convert("L").histogram()[:64])
+    assert 500 < black < 20_000
+    border = [picture.getpixel((x, y)) for x in (0, 255) for y in range(256)]
+    assert set(border) == {(255, 255, 255)}
+    assert reason_of(lambda: cards.render("word " * 400)) == "too_large"
+    assert reason_of(lambda: cards.render("x" * 80)) == "too_large"
+    assert reason_of(lambda: cards.render("  ")) == "bad_row"

@@ -1,0 +1,130 @@
+"""Clips: evenly spaced frames and sound from one ffmpeg process; playlists, stubs and endless files are refused."""
+
+from __future__ import annotations
+
+import io
+import wave
+from pathlib import Path
+
+import pytest
+from fixtures.emoji_tree import write_clip
+
+from dataset_build import media, video
+from dataset_build.recipe import MediaSettings
+from dataset_build.schema import MediaRef
+
+SETTINGS = MediaSettings(video_frames=4, frame_side_px=32, max_seconds=20, timeout_s=30)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("clips")
+    write_clip(root / "plain.mp4", seed="plain", frames=24)
+    write_clip(root / "sound.mkv", seed="sound", frames=24, sound=True)
+    write_clip(root / "still.mp4", seed="still", frames=1)
+    return root
+
+
+def read(folder: Path, name: str, settings: MediaSettings = SETTINGS, **part) -> list[media.Medium]:
+    return video.read_clip(str(folder), MediaRef("video", name, **part), settings)
+
+
+def reason_of(call) -> str:
+    with pytest.raises(media.MediaError) as caught:
+        call()
+    return caught.value.reason
+
+
+def test_a_silent_clip_gives_its_frames_in_time_order(folder):
+    (clip,) = read(folder, "plain.mp4")
+    assert (clip.kind, len(clip.data)) == ("video", 4)
+    assert clip.duration_s == pytest.approx(2.0, abs=0.1)
+    assert clip.fps == pytest.approx(2.0, abs=0.1)
+    pictures = [media.open_picture(frame) for frame in clip.data]
+    assert {picture.size for picture in pictures} == {(32, 32)} == {(clip.width, clip.height)}
+    assert len(set(clip.data)) == 4  # the discs drift
+
+
+def test_sound_becomes_16_khz_mono(folder):
+    clip, sound = read(folder, "sound.mkv")
+    assert (clip.kind, sound.kind, sound.sample_rate) == ("video", "audio", 16_000)
+    with wave.open(io.BytesIO(sound.data[0])) as stream:
+        assert (stream.getframerate(), stream.getnchannels(), stream.getsampwidth()) == (16_000, 1, 2)
+        assert stream.getnframes() == pytest.approx(32_000, rel=0.05)
+
+
+def test_the_same_clip_gives_the_same_bytes(folder):
+    assert read(folder, "plain.mp4") == read(folder, "plain.mp4")
+
+
+def test_a_part_of_a_clip_is_another_clip(folder):
+    whole, part = read(folder, "plain.mp4")[0], read(folder, "plain.mp4", start_s=0.5, end_s=1.0)[0]
+    assert part.duration_s == pytest.approx(0.5, abs=0.1)
+    assert part.source_sha256 == whole.source_sha256
+    assert part.identity != whole.identity
+
+
+def test_a_single_frame_is_repeated(folder):
+    (clip,) = read(folder, "still.mp4")
+    assert len(clip.data) == 4
+
+
+@pytest.mark.parametrize(("start", "end"), [(-1.0, 2.0), (1.0, 1.0), (2.0, 1.0)])
+def test_impossible_time_ranges_are_refused(folder, start, end):
+    assert reason_of(lambda: read(folder, "plain.mp4", start_s=start, end_s=end)) == "bad_time_range"
+
+
+def test_a_clip_longer_than_the_limit_is_refused(folder):
+    short = SETTINGS.model_copy(update={"max_seconds": 0.5})
+    assert reason_of(lambda: read(folder, "plain.mp4", short)) == "too_large"
+    assert len(read(folder, "plain.mp4", short, start_s=0.2, end_s=0.6)[0].data) == 4
+
+
+def test_too_many_pixels_a_frame_are_refused(folder):
+    small = SETTINGS.model_copy(update={"max_pixels": 256})
+    assert reason_of(lambda: read(folder, "plain.mp4", small)) == "too_large"
+
+
+def test_a_decoder_that_takes_too_long_is_stopped(folder):
+    hasty = SETTINGS.model_copy(update={"timeout_s": 0.001})
+    assert reason_of(lambda: read(folder, "plain.mp4", hasty)) == "too_large"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("list.mp4", b"#EXTM3U\n#EXT-X-VERSION:3\n#EXTINF:1,\nhttp://127.0.0.1:9/secret.ts\n"),
+        ("concat.mp4", b"ffconcat version 1.0\nfile /etc/passwd\n"),
+        ("dash.mp4", b'<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"/>'),
+        ("pointer.mp4", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"),
+    ],
+)
+def test_playlists_and_pointers_never_reach_ffmpeg(tmp_path, monkeypatch, name, content):
+    (tmp_path / name).write_bytes(content)
+    monkeypatch.setattr(video.subprocess, "Popen", lambda *_: pytest.fail("ffmpeg was started"))
+    assert reason_of(lambda: read(tmp_path, name)) == "not_media"
+
+
+def test_ffmpeg_may_read_local_files_only_with_a_fixed_demuxer():
+    line = video.command("/root/concat:a|b.mp4", "mov", None, 5, SETTINGS)
+    assert line[line.index("-protocol_whitelist") + 1] == "file,pipe"
+    assert line[line.index("-i") + 1] == "file:/root/concat:a|b.mp4"
+    assert line.index("-f") < line.index("-i")
+    assert line[line.index("-f") + 1] == "mov"
+
+
+def test_broken_clips_are_undecodable(folder, tmp_path):
+    whole = (folder / "plain.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])  # the index at the end is gone
+    (tmp_path / "header.mp4").write_bytes(whole[:40] + bytes(4000))
+    assert reason_of(lambda: read(tmp_path, "cut.mp4")) == "undecodable"
+    assert reason_of(lambda: read(tmp_path, "header.mp4")) == "undecodable"
+
+
+def test_frames_are_held_sparsely_however_long_the_stream():
+    chunk = b"00dc" + (4).to_bytes(4, "little") + b"abcd"
+    decoded = video._collect(io.BytesIO(b"RIFF\0\0\0\0AVI " + chunk * 5000))
+    assert decoded.n_frames == 5000
+    assert 64 <= len(decoded.frames) <= 256
+    picked = video._evenly(video.Decoded([(n, bytes([n])) for n in range(100)], 100, b""), 4)
+    assert [frame[0] for frame in picked] == [12, 37, 62, 87]
