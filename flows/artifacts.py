@@ -167,7 +167,7 @@ def _plain(value: Any) -> str | int | float:
         return value
     if isinstance(value, dict):
         return ", ".join(f"{name} {_plain(inner)}" for name, inner in value.items())[:500]
-    return ", ".join(str(_plain(inner)) for inner in value)[:500]
+    return ", ".join(str(_plain(inner)) for inner in value)[:500] or "none"
 
 
 def _table(key: str, rows: list[Row], description: str) -> None:

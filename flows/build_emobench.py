@@ -38,7 +38,14 @@ def build_emobench(
 ) -> dict[str, Any]:
     """Build EmoBench from its source data sets: convert, check, find duplicates and leakage, split, write, verify.
 
-    Returns how it went (unchanged, submitted, attached or returned), the folder and the digest.
+    Args:
+        recipe: name of a shipped recipe, or the path of a YAML file
+        overrides: values to change in the recipe, each KEY=VALUE with a dotted key, for example seed=1
+        force: run the step even though its output is up to date
+        deadline_minutes: stop the Ray job after so many minutes; what it finished is kept
+
+    Returns:
+        how it went (unchanged, submitted, attached or returned), the folder and the digest
     """
     loaded, step = plan(recipe, overrides)
     outcome = run_step(step, force=force, deadline_minutes=deadline_minutes)

@@ -15,7 +15,7 @@ from flows.train_emollm import MissingInput, data_digest
 
 NAME = "evaluate-emollm"
 OUTPUTS = ("results.json", "samples.parquet", "report.html")
-Folder = Annotated[str | None, Field(description="leave empty for the recipe's own")]
+Folder = Annotated[str | None, Field(min_length=1, max_length=1000)]
 
 
 def evaluation_folder(recipe: TrainRecipe) -> str:
@@ -75,7 +75,17 @@ def evaluate_emollm(
 ) -> dict[str, Any]:
     """Score a trained EmoLLM on the test rows of an EmoBench against its baselines, and write the report.
 
-    Returns how it went (unchanged, submitted, attached or returned), the folder and the overall accuracy.
+    Args:
+        recipe: name of a shipped recipe, or the path of a YAML file
+        overrides: values to change in the recipe, each KEY=VALUE with a dotted key, for example seed=1
+        model: folder with the trained model; empty: the recipe's own
+        data: EmoBench folder; empty: the recipe's own
+        out: where the results go; empty: `evaluation` beside the model
+        force: run the step even though its output is up to date
+        deadline_minutes: stop the Ray job after so many minutes; what it finished is kept
+
+    Returns:
+        how it went (unchanged, submitted, attached or returned), the folder and the overall accuracy
     """
     loaded, step = plan(recipe, overrides, model, data, out)
     outcome = run_step(step, force=force, deadline_minutes=deadline_minutes)

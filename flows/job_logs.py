@@ -82,12 +82,12 @@ class LogTail(threading.Thread):
             self._seen = max(self._seen, len(text))
 
     def drain(self, say: Callable[[str], None]) -> None:
-        """Hand every whole line that has come to `say`; of a flood only the last lines."""
+        """Hand every whole line that has come to `say`, but Ray's own chatter; of a flood only the last lines."""
         text = self._partial
         while not self._chunks.empty():
             text += self._chunks.get()
         whole, _, self._partial = text.rpartition("\n")
-        lines = [line for line in clean_lines(whole) if line.strip()]
+        lines = [line for line in clean_lines(whole) if line.strip() and not _RAY_CHATTER.match(line)]
         if len(lines) > _MOST_LINES_AT_ONCE:
             say(
                 f"({len(lines) - _MOST_LINES_AT_ONCE} lines are left out here; the Ray dashboard has them all)"

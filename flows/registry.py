@@ -108,8 +108,8 @@ def write_decision(
     record = {"decision": decision, "reason": reason, "at": now, **entry}
     if decision == "promoted":
         home = storage.join(registry, "models", entry["model_digest"][:16])
-        _copy(model, storage.join(home, "model"))
-        _copy(evaluation, storage.join(home, "evaluation"), only=_EVALUATION_FILES)
+        _copy(model, storage.join(home, "model"), _model_files(model))
+        _copy(evaluation, storage.join(home, "evaluation"), list(_EVALUATION_FILES))
         champion = {**record, "model": f"models/{entry['model_digest'][:16]}/model"}
         champion["evaluation"] = f"models/{entry['model_digest'][:16]}/evaluation"
         storage.write_json(storage.join(registry, "champion.json"), champion)
@@ -127,9 +127,19 @@ def read_history(registry: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in storage.read_bytes(path).decode().splitlines() if line.strip()]
 
 
-def _copy(source: str, target: str, only: tuple[str, ...] | None = None) -> None:
-    """Copy files below `source`; on a local disk the folder appears at once, whole."""
-    names = [name for name in storage.list_files(source) if only is None or name in only]
+def _model_files(model: str) -> list[str]:
+    """training.json and the folds that it names; checkpoints of the training stay behind."""
+    folds = [fold["path"] for fold in storage.read_json(storage.join(model, "training.json"))["folds"]]
+    files = storage.list_files(model)
+    return [
+        name
+        for name in files
+        if name == "training.json" or any(name.startswith(f"{fold}/") for fold in folds)
+    ]
+
+
+def _copy(source: str, target: str, names: list[str]) -> None:
+    """Copy files of `source`; on a local disk the folder appears at once, whole."""
     if storage.is_remote(source) or storage.is_remote(target):
         for name in names:
             storage.write_bytes(storage.join(target, name), storage.read_bytes(storage.join(source, name)))

@@ -18,9 +18,7 @@ from flows.steps import Force, Minutes, Overrides, RecipeName, stop_orphans
 from flows.train_emollm import data_digest, train_emollm
 
 NAME = "retrain-emollm"
-BuildRecipeName = Annotated[
-    str | None, Field(description="recipe of the EmoBench build; empty: the one with the same name")
-]
+BuildRecipeName = Annotated[str | None, Field(min_length=1, max_length=500)]
 
 
 @flow(name=NAME, flow_run_name="{recipe}", on_cancellation=[stop_orphans])
@@ -34,8 +32,18 @@ def retrain_emollm(
 ) -> dict[str, Any]:
     """Bring data, model and scores up to date, then make the model the champion if it is better on the same test rows.
 
-    A step whose inputs and code are unchanged is skipped. `force` redoes training and evaluation. Returns the
-    decision (promoted, kept or unchanged) with its reason, and how each step went.
+    A step whose inputs and code are unchanged is skipped.
+
+    Args:
+        recipe: name of a shipped recipe, or the path of a YAML file
+        build_recipe: recipe of the EmoBench build; empty: the shipped one with the same name
+        build_overrides: values to change in the build recipe, each KEY=VALUE with a dotted key, for example seed=1
+        train_overrides: values to change in the train recipe, each KEY=VALUE with a dotted key, for example seed=1
+        force: train and evaluate even though model and scores are up to date
+        deadline_minutes: stop each Ray job after so many minutes; what it finished is kept
+
+    Returns:
+        the decision (promoted, kept or unchanged), its reason, and how each step went
     """
     build = load_build_recipe(
         build_recipe or recipe, build_overrides

@@ -21,17 +21,11 @@ from flows import ray_jobs
 if TYPE_CHECKING:
     from ray.dashboard.modules.job.pydantic_models import JobDetails
 
-# Parameters that all flows share; Prefect shows the descriptions and checks the values before a run starts.
-RecipeName = Annotated[
-    str,
-    Field(min_length=1, max_length=500, description="name of a shipped recipe, or the path of a YAML file"),
-]
-Overrides = Annotated[
-    list[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+=.*$")]],
-    Field(description="values to change in the recipe, each KEY=VALUE with a dotted key, e.g. seed=1"),
-]
-Force = Annotated[bool, Field(description="run the step even though its output is up to date")]
-Minutes = Annotated[float, Field(gt=0, le=60 * 24 * 30, description="stop the Ray job after so many minutes")]
+# Parameters that all flows share: checked before a run starts, described on Prefect's page by the flows' docstrings.
+RecipeName = Annotated[str, Field(min_length=1, max_length=500)]
+Overrides = Annotated[list[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+=.*$")]], Field(max_length=100)]
+Force = bool
+Minutes = Annotated[float, Field(gt=0, le=60 * 24 * 30)]
 
 # (problems of the output's files, given the content of its final JSON); an empty list means that it verifies.
 Check = Callable[[dict[str, Any]], list[str]]

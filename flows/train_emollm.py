@@ -53,7 +53,14 @@ def train_emollm(
 ) -> dict[str, Any]:
     """Train EmoLLM on an EmoBench: align the projector, tune, export every fold. A killed training goes on.
 
-    Returns how it went (unchanged, submitted, attached or returned), the folder and the model's digest.
+    Args:
+        recipe: name of a shipped recipe, or the path of a YAML file
+        overrides: values to change in the recipe, each KEY=VALUE with a dotted key, for example seed=1
+        force: run the step even though its output is up to date
+        deadline_minutes: stop the Ray job after so many minutes; what it finished is kept
+
+    Returns:
+        how it went (unchanged, submitted, attached or returned), the folder and the model's digest
     """
     loaded, step = plan(recipe, overrides)
     outcome = run_step(step, force=force, deadline_minutes=deadline_minutes)

@@ -28,6 +28,14 @@ if TYPE_CHECKING:
 STEPS = 6
 _CANCEL_PATIENCE_S = 45.0
 _WARNING = 30
+_BOILERPLATE = (
+    "Worker '",
+    "Running 1 deployment pull step",
+    "Executing deployment step",
+    "Deployment step '",
+    "All deployment steps",
+    "Created task run",
+)
 
 
 class QuickstartFailed(ValueError):
@@ -162,7 +170,9 @@ def _follow(api: PrefectApi, run_id: str) -> dict[str, Any]:
 
 
 def _show(level: int, message: str) -> None:
-    """The first line of an informative message, all of a warning or an error but for tracebacks."""
+    """A message without tracebacks (Prefect's page has them); what Prefect says about every run alike is left out."""
+    if level < _WARNING and message.startswith(_BOILERPLATE):
+        return
     if "Traceback (most recent call last)" in message:
         message = (
             message.split("Traceback (most recent call last)")[0].strip() or message.strip().splitlines()[-1]

@@ -1,0 +1,133 @@
+"""Promotion: by a paired bootstrap on the same rows, written down either way, never half done."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from flows import registry
+
+
+def evaluation(folder: Path, correct: list[bool], first_uid: int = 0, demonstration: bool = False) -> str:
+    """An evaluation folder with one Emo-C row per entry, two rows (drawings) per emoji."""
+    folder.mkdir(parents=True)
+    rows = [
+        {
+            "uid": f"emoji/all/{first_uid + number}",
+            "sub_task": "emo_c",
+            "group": f"emoji={number // 2}",
+            "correct": value,
+            "demonstration": demonstration,
+        }
+        for number, value in enumerate(correct)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "samples.parquet")
+    (folder / "results.json").write_text("{}")
+    (folder / "report.html").write_text("<html>")
+    return str(folder)
+
+
+def model(folder: Path, weights: str) -> str:
+    (folder / "fold-0").mkdir(parents=True)
+    (folder / "checkpoints").mkdir()
+    (folder / "fold-0" / "model.safetensors").write_text(weights)
+    (folder / "checkpoints" / "step-5.pt").write_text("large")
+    (folder / "training.json").write_text(json.dumps({"folds": [{"fold": 0, "path": "fold-0"}]}))
+    return str(folder)
+
+
+def entry(digest: str) -> dict[str, str]:
+    return {"model_digest": digest * 64, "data_digest": "d" * 64}
+
+
+def test_a_clear_gain_is_promoted_and_a_tie_is_not(tmp_path: Path) -> None:
+    base = evaluation(tmp_path / "base", [False, False, True, False] * 20)
+    better = evaluation(tmp_path / "better", [True, True, True, False] * 20)
+    twin = evaluation(tmp_path / "twin", [False, False, True, False] * 20)
+    champion = {"model_digest": "old"}
+
+    gain = registry.compare(better, base, draws=500, seed=0)
+    assert gain.diff == pytest.approx(0.5) and gain.ci95[0] > 0.3 and gain.n == 80
+    assert registry.decide(champion, "new", gain)[0] == "promoted"
+
+    tie = registry.compare(twin, base, draws=500, seed=0)
+    assert tie.diff == 0 and tie.ci95 == (0, 0)
+    assert registry.decide(champion, "new", tie)[0] == "kept"
+
+    loss = registry.compare(base, better, draws=500, seed=0)
+    verdict, reason = registry.decide(champion, "new", loss)
+    assert verdict == "kept" and "-0.5000" in reason and "80 rows" in reason
+
+
+def test_a_gain_within_the_noise_is_not_promoted(tmp_path: Path) -> None:
+    base = evaluation(tmp_path / "base", [False, True] * 10 + [True, True])
+    slightly = evaluation(tmp_path / "slightly", [True, True] + [True, False] * 9 + [True, True])
+    result = registry.compare(slightly, base, draws=500, seed=0)
+    assert result.diff > 0 > result.ci95[0] - 1e-12
+    assert registry.decide({"model_digest": "old"}, "new", result)[0] == "kept"
+
+
+def test_different_rows_are_not_compared(tmp_path: Path) -> None:
+    one, other = (
+        evaluation(tmp_path / "one", [True] * 4),
+        evaluation(tmp_path / "other", [True] * 4, first_uid=2),
+    )
+    with pytest.raises(ValueError, match="asked different rows"):
+        registry.compare(one, other, draws=100, seed=0)
+    demo = evaluation(tmp_path / "demo", [True] * 4, demonstration=True)
+    with pytest.raises(ValueError, match="demonstration"):
+        registry.compare(demo, demo, draws=100, seed=0)
+
+
+def test_the_champion_survives_the_next_training_and_old_copies_go(tmp_path: Path) -> None:
+    home, scores = str(tmp_path / "registry"), evaluation(tmp_path / "evaluation", [True] * 4)
+    for letter in "abcde":
+        trained = model(tmp_path / f"model-{letter}", weights=letter)
+        registry.write_decision(home, "promoted", "test", entry(letter), model=trained, evaluation=scores)
+    (tmp_path / "model-e" / "fold-0" / "model.safetensors").write_text("overwritten by the next training")
+
+    champion = registry.read_champion(home)
+    assert champion is not None and champion["model_digest"] == "e" * 64
+    copy = Path(home) / champion["model"]
+    assert (copy / "fold-0" / "model.safetensors").read_text() == "e"
+    assert not (copy / "checkpoints").exists()
+    assert (Path(home) / champion["evaluation"] / "samples.parquet").exists()
+    assert sorted(path.name[0] for path in (Path(home) / "models").iterdir()) == ["c", "d", "e"]
+    assert [line["model_digest"][0] for line in registry.read_history(home)] == list("abcde")
+
+
+def test_a_refusal_is_written_down_and_leaves_the_champion(tmp_path: Path) -> None:
+    home, scores = str(tmp_path / "registry"), evaluation(tmp_path / "evaluation", [True] * 4)
+    first, second = model(tmp_path / "first", "first"), model(tmp_path / "second", "second")
+    registry.write_decision(home, "promoted", "none yet", entry("a"), model=first, evaluation=scores)
+    before = (Path(home) / "champion.json").read_bytes()
+    registry.write_decision(
+        home, "kept", "worse", {**entry("b"), "diff": -0.1}, model=second, evaluation=scores
+    )
+    assert (Path(home) / "champion.json").read_bytes() == before
+    assert [line["decision"] for line in registry.read_history(home)] == ["promoted", "kept"]
+    assert registry.read_history(home)[1]["diff"] == -0.1
+
+
+def test_a_crash_while_copying_leaves_the_old_champion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, scores = str(tmp_path / "registry"), evaluation(tmp_path / "evaluation", [True] * 4)
+    registry.write_decision(
+        home, "promoted", "", entry("a"), model=model(tmp_path / "m", "1"), evaluation=scores
+    )
+    broken = model(tmp_path / "broken", "2")
+    (tmp_path / "evaluation" / "samples.parquet").unlink()
+    (
+        tmp_path / "evaluation" / "samples.parquet"
+    ).mkdir()  # reading it as a file fails in the middle of the copy
+    (tmp_path / "evaluation" / "samples.parquet" / "x").touch()
+    with pytest.raises(OSError):
+        registry.write_decision(home, "promoted", "", entry("b"), model=broken, evaluation=scores)
+    champion = registry.read_champion(home)
+    assert champion is not None and champion["model_digest"] == "a" * 64
+    assert len(registry.read_history(home)) == 1

@@ -1,0 +1,115 @@
+"""When a step may be skipped, and what its parameters refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import artifacts
+from flows.build_emobench import build_emobench
+from flows.evaluate_emollm import evaluation_folder, model_digest
+from flows.steps import Step
+from flows.train_emollm import MissingInput, data_digest
+
+
+def step(folder: Path, problems: list[str]) -> Step:
+    return Step(
+        "flow", "recipe", str(folder), str(folder / "final.json"), "today", [], lambda final: problems
+    )
+
+
+def write_final(folder: Path, digest: str) -> None:
+    (folder / "final.json").write_text(json.dumps({"inputs_digest": digest, "answer": 42}))
+
+
+def test_only_a_whole_output_of_the_same_inputs_is_up_to_date(tmp_path: Path) -> None:
+    assert step(tmp_path, []).up_to_date() is None
+    write_final(tmp_path, "yesterday")
+    assert step(tmp_path, []).up_to_date() is None
+    write_final(tmp_path, "today")
+    assert step(tmp_path, ["train/emoji-00000.parquet is missing"]).up_to_date() is None
+    content = step(tmp_path, []).up_to_date()
+    assert content is not None and content["answer"] == 42
+    (tmp_path / "final.json").write_text("{ half a fi")
+    assert "not JSON" in step(tmp_path, []).problems()[0]
+
+
+def test_missing_inputs_name_the_flow_that_makes_them(tmp_path: Path) -> None:
+    with pytest.raises(MissingInput, match="build-emobench"):
+        data_digest(str(tmp_path))
+    with pytest.raises(MissingInput, match="train-emollm"):
+        model_digest(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "field"),
+    [
+        ({"overrides": ["no equals sign"]}, "overrides"),
+        ({"recipe": ""}, "recipe"),
+        ({"deadline_minutes": -1}, "deadline_minutes"),
+        ({"force": "perhaps"}, "force"),
+    ],
+)
+def test_parameters_are_checked_before_anything_starts(parameters: dict[str, Any], field: str) -> None:
+    from prefect.exceptions import ParameterTypeError
+
+    with pytest.raises(ParameterTypeError, match=field):
+        build_emobench.validate_parameters({"recipe": "quickstart", **parameters})
+
+
+def test_the_parameters_are_described_for_the_prefect_page() -> None:
+    properties = build_emobench.parameters.properties
+    for name in ("recipe", "overrides", "force", "deadline_minutes"):
+        assert properties[name].get("description"), name
+
+
+def test_evaluation_lies_beside_the_model() -> None:
+    from emollm.config import load_recipe
+
+    assert evaluation_folder(load_recipe("quickstart", ["out=runs/x/model"])) == "runs/x/evaluation"
+    assert (
+        evaluation_folder(load_recipe("quickstart", ["out=s3://bucket/x/model/"]))
+        == "s3://bucket/x/evaluation"
+    )
+
+
+def test_the_ledger_balances_in_its_table() -> None:
+    counts = {"records": 10, "kept": 7, "rejected": 2, "duplicates": 1}
+    rows = artifacts.counts_ledger(
+        {"sources": {"a": {"train": counts, "test": counts}, "b": {"train": counts}}}
+    )
+    total = rows[-1]
+    assert total["source"] == "total"
+    assert total["records"] == total["kept"] + total["rejected"] + total["duplicates"] == 30
+
+
+def test_scores_are_shown_with_intervals_gains_and_notes() -> None:
+    rows = artifacts.score_rows(
+        {
+            "sub_tasks": {
+                "emo_c": {
+                    "n": 189,
+                    "accuracy": 0.44,
+                    "ci95": [0.34, 0.54],
+                    "baselines": {
+                        "majority": {"accuracy": 0.27, "ci95": [0.2, 0.3], "diff_ci95": [0.06, 0.27]}
+                    },
+                },
+                "hate": {"n": 0, "accuracy": None, "ci95": None, "note": "no openly licensed sample"},
+            },
+            "overall": {"accuracy": 0.44, "ci95": [0.34, 0.54]},
+        }
+    )
+    emo_c, hate, overall = rows
+    assert emo_c["accuracy"] == "0.440 [0.340, 0.540]"
+    assert emo_c["gain over majority"] == "[0.060, 0.270]"
+    assert (hate["n"], hate["accuracy"], hate["note"]) == (0, "–", "no openly licensed sample")
+    assert overall["sub_task"] == "overall"
+    assert len({tuple(row) for row in rows}) == 1, "all rows need the same columns, in the same order"
+
+
+def test_artifact_keys_are_what_prefect_takes() -> None:
+    assert artifacts.key_of("counts", "My recipe_v1.2") == "counts-my-recipe-v1-2"
