@@ -173,3 +173,19 @@ def select_rows(
     return sorted(chosen, key=lambda row: row.uid), {
         reason: count for reason, count in left_out.items() if count
     }
+
+
+# Drawings of one emoji (vendors, skin tones, the clip) and of one gesture are near-duplicates of each other, also where a
+# source's own split separates them.
+_NEAR_DUPLICATE_KEYS = ("emoji",)
+
+
+def cluster_keys(row: Row, manifest: dict[str, Any]) -> dict[str, str]:
+    """The group keys of the row whose values make its samples dependent, for intervals.
+
+    These are the key its source is split by (`source_facts` of the manifest) and keys of known near-duplicates; other keys
+    (a vendor, a figure) only describe the row. Where the manifest names no key, all of the row's keys count.
+    """
+    split_by = manifest.get("source_facts", {}).get(row.source, {}).get("group_key")
+    wanted = {split_by, *_NEAR_DUPLICATE_KEYS}
+    return {key: value for key, value in row.group_keys.items() if key in wanted} or row.group_keys

@@ -13,7 +13,7 @@ from dataset_build import storage
 from dataset_build.schema import SUB_TASKS
 from emollm.config import EvaluateRecipe
 from emollm.evaluate import metrics, open_set
-from emollm.evaluate.protocol import EvaluationError, Row
+from emollm.evaluate.protocol import EvaluationError, Row, cluster_keys
 from emollm.evaluate.score import Answer, option_probabilities
 
 if TYPE_CHECKING:
@@ -73,7 +73,10 @@ def text_of(row: Row, answer: Answer) -> str:
 
 
 def make_records(
-    asked: Sequence[Row], model: Sequence[Answer], baselines: Mapping[str, Sequence[str | None]]
+    asked: Sequence[Row],
+    model: Sequence[Answer],
+    baselines: Mapping[str, Sequence[str | None]],
+    manifest: dict[str, Any],
 ) -> list[Record]:
     """One record per asked row, in order; `baselines` maps a name to one answer text per row (None: it was not asked).
 
@@ -86,7 +89,7 @@ def make_records(
             )
     if len({row.uid for row in asked}) != len(asked):
         raise EvaluationError("a row is asked twice; start the evaluation again")
-    groups = metrics.linked_groups([row.group_keys for row in asked], [row.uid for row in asked])
+    groups = metrics.linked_groups([cluster_keys(row, manifest) for row in asked], [row.uid for row in asked])
     records = []
     for number, (row, group, answer) in enumerate(zip(asked, groups, model, strict=True)):
         if row.options:

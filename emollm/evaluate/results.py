@@ -111,7 +111,7 @@ def evaluate(model_path: str, data: str, out: str, recipe: EvaluateRecipe) -> di
     print(f"evaluate: {len(asked)} samples of {data} by {model_path}", flush=True)
     job = run.Job(data, out, model_path, model.recipe, recipe.batch_size)
     answers, baselines, work = _answers(model, manifest, rows, asked, recipe, job)
-    made = records.make_records(asked, answers, baselines)
+    made = records.make_records(asked, answers, baselines, manifest)
     results = {
         "schema_version": records.RESULTS_VERSION,
         "inputs_digest": inputs_digest,

@@ -37,7 +37,13 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory, bench: Path) -> Path:
                 "language": str(folder / "foundations" / LANGUAGE),
                 "image_size": 56,
             },
-            "mvp": {"width": 16, "heads": 2, "content_queries": 2, "tokens_per_image": 4, "tokens_per_frame": 1},
+            "mvp": {
+                "width": 16,
+                "heads": 2,
+                "content_queries": 2,
+                "tokens_per_image": 4,
+                "tokens_per_frame": 1,
+            },
             "lora": {"rank": 2},
         }
     )

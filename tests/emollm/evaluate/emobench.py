@@ -17,6 +17,12 @@ from dataset_build.provenance import sha256_of_bytes, sha256_of_file, sha256_of_
 from dataset_build.schema import sample_schema
 
 FOLDS = 3
+SOURCE_FACTS = {
+    "faces": {"group_key": "emoji"},
+    "clips": {"group_key": "emoji"},
+    "gestures": {"group_key": "gesture"},
+    "jokes": {"group_key": "text"},
+}
 COLOURS = ("gold", "pink", "skyblue", "tomato", "plum", "orange", "yellowgreen", "silver")
 
 
@@ -61,7 +67,7 @@ def sample(uid: str, sub_task: str, split: str, fold: int | None, options: tuple
     return {
         "uid": uid, "source": uid.split("/")[0], "sub_task": sub_task, "split": split, "fold": fold,
         "messages": [{"role": "user", "content": f"{question}{shown}\n<{kind}>"}],
-        "options": shuffled, "answer": answer, "other_answers": [], "media": [medium], "group_keys": [group],
+        "options": shuffled, "answer": answer, "other_answers": [], "media": [medium], "group_keys": [group, ("vendor", uid.split("/")[2][:2])],
         "demonstration": demonstration, "n_text_tokens": None,
         "provenance": {
             "adapter_version": "1", "media_settings": "", "template_id": "t", "label_rule": "official",
@@ -121,6 +127,12 @@ def write_emobench(folder: Path, rows: list[dict[str, Any]] | None = None, rows_
         files[name] = {
             "sha256": sha256_of_file(str(folder / name)), "rows": len(some), "bytes": (folder / name).stat().st_size,
         }  # fmt: skip
-    manifest = {"schema_version": "1.0", "digest": sha256_of_json(files), "files": files, "sources": {}}
+    manifest = {
+        "schema_version": "1.0",
+        "digest": sha256_of_json(files),
+        "files": files,
+        "sources": {},
+        "source_facts": SOURCE_FACTS,
+    }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder

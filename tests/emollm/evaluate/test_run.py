@@ -39,7 +39,16 @@ def recipe(**values: Any) -> EvaluateRecipe:
 
 
 def predictions(out: Path) -> list[tuple[Any, ...]]:
-    names = ["uid", "answer", "status", "correct", "text_only_answer", "untrained_answer", "majority_answer", "linear_probe_answer"]
+    names = [
+        "uid",
+        "answer",
+        "status",
+        "correct",
+        "text_only_answer",
+        "untrained_answer",
+        "majority_answer",
+        "linear_probe_answer",
+    ]
     rows = pq.read_table(out / "samples.parquet").to_pylist()
     return [tuple(row[name] for name in names) for row in rows]
 
@@ -125,11 +134,15 @@ def test_a_change_after_scoring_asks_no_model_again(
     whole: Path, bench: Path, model_dir: Path, tmp_path: Path, without_ray: None
 ) -> None:
     shutil.copytree(whole / "answers", tmp_path / "answers")
-    results = evaluate(str(model_dir), str(bench), str(tmp_path), recipe(bootstrap={"samples": 300, "seed": 1}))
+    results = evaluate(
+        str(model_dir), str(bench), str(tmp_path), recipe(bootstrap={"samples": 300, "seed": 1})
+    )
     assert results["scoring"]["scored"] == 0
 
 
-def test_limit_takes_the_same_rows_every_time(bench: Path, model_dir: Path, tmp_path: Path, without_ray: None) -> None:
+def test_limit_takes_the_same_rows_every_time(
+    bench: Path, model_dir: Path, tmp_path: Path, without_ray: None
+) -> None:
     few = recipe(limit=3, sub_tasks=["intent", "emo_c"], baselines=["majority"], linear_probe=False)
     results = evaluate(str(model_dir), str(bench), str(tmp_path / "a"), few)
     evaluate(str(model_dir), str(bench), str(tmp_path / "b"), few)
