@@ -183,9 +183,10 @@ class EmoLLM(PreTrainedModel, GenerationMixin):
         """
         if inputs_embeds is None:
             inputs_embeds = self._embed(input_ids, pixel_values, patches, media_frames)
-        if position_ids is None and past_key_values is None and attention_mask is not None:
-            if attention_mask.dim() == 2:  # so that left padding gives the logits of right padding
-                position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        plain_mask = attention_mask is not None and attention_mask.dim() == 2
+        if attention_mask is not None and plain_mask and position_ids is None and past_key_values is None:
+            # So that left padding gives the logits of right padding.
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         if supervised_only:
             if labels is None:
                 raise ValueError("supervised_only=True needs labels")

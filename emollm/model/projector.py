@@ -1,8 +1,8 @@
 """Multi-perspective Visual Projection (MVP), our reading of EmoLLM (arXiv 2406.16442); see the design document.
 
 Shape suffixes: N pictures (or frames) of a batch, P patches of one picture (a square grid, row by row), D width of the
-vision tower, C inner width, H heads, Z = C / H, K content queries, E edges of one patch, T tokens handed to the
-language model for one picture, L width of the language model.
+vision tower, C inner width, H heads, Z = C / H, K content queries, E edges of one patch, M visual tokens of the batch
+(patches averaged to a smaller grid), L width of the language model.
 
     h = scene + content · W_c + relation · W_r          with W_c and W_r starting at zero
 
@@ -38,15 +38,15 @@ class Edges(NamedTuple):
 
 
 class Perspectives(NamedTuple):
-    """What each perspective contributes to every patch, each (N, P, L); None where it is switched off."""
+    """What each perspective contributes to every visual token, each (M, L); None where it is switched off."""
 
-    scene_NPL: Tensor
-    content_NPL: Tensor | None
-    relation_NPL: Tensor | None
+    scene_ML: Tensor
+    content_ML: Tensor | None
+    relation_ML: Tensor | None
 
 
 class SceneProjection(nn.Module):
-    """The composed family's own projection of every patch: LayerNorm, two layers with GELU (as in LLaVA-1.5)."""
+    """The composed family's own projection of every token: LayerNorm, two layers with GELU (as in LLaVA-1.5)."""
 
     def __init__(self, vision_width: int, language_width: int) -> None:
         super().__init__()
@@ -54,8 +54,8 @@ class SceneProjection(nn.Module):
         self.up = nn.Linear(vision_width, language_width)
         self.down = nn.Linear(language_width, language_width)
 
-    def forward(self, patches_NPD: Tensor) -> Tensor:
-        return self.down(nn.functional.gelu(self.up(self.norm(patches_NPD))))
+    def forward(self, tokens_MD: Tensor) -> Tensor:
+        return self.down(nn.functional.gelu(self.up(self.norm(tokens_MD))))
 
 
 class ContentPerspective(nn.Module):
@@ -179,59 +179,59 @@ class MVP(nn.Module):
             nn.init.zeros_(out.weight)
 
     def perspectives(self, patches_NPD: Tensor, media_frames: Sequence[int] | None = None) -> Perspectives:
-        """The contribution of each perspective to every patch."""
-        content_NPL = relation_NPL = None
+        """The contribution of each perspective to every visual token."""
+        content_ML = relation_ML = None
         if self.content is not None and self.content_out is not None:
-            content_NPL = self.content_out(self.content(patches_NPD))
+            content_ML = self.content_out(self._pool(self.content(patches_NPD), media_frames))
         if self.relation is not None and self.relation_out is not None:
             edges = patch_graph(patches_NPD, self.neighbours, media_frames)
-            relation_NPL = self.relation_out(self.relation(patches_NPD, edges))
-        return Perspectives(self.scene(patches_NPD), content_NPL, relation_NPL)
+            relation_ML = self.relation_out(self._pool(self.relation(patches_NPD, edges), media_frames))
+        return Perspectives(self.scene(self._pool(patches_NPD, media_frames)), content_ML, relation_ML)
 
     def forward(self, patches_NPD: Tensor, media_frames: Sequence[int] | None = None) -> Tensor:
         views = self.perspectives(patches_NPD, media_frames)
-        h_NPL = views.scene_NPL
-        if views.content_NPL is not None:
-            h_NPL = h_NPL + views.content_NPL
-        if views.relation_NPL is not None:
-            h_NPL = h_NPL + views.relation_NPL
-        return self._pool(h_NPL, media_frames)
+        h_ML = views.scene_ML
+        if views.content_ML is not None:
+            h_ML = h_ML + views.content_ML
+        if views.relation_ML is not None:
+            h_ML = h_ML + views.relation_ML
+        return h_ML
 
     @torch.no_grad()
     def opened(self, patches_NPD: Tensor, media_frames: Sequence[int] | None = None) -> dict[str, float]:
         """How far each perspective has opened: the norm of its contribution relative to the scene's, over a batch."""
         views = self.perspectives(patches_NPD, media_frames)
-        scene = views.scene_NPL.norm()
+        scene = views.scene_ML.norm()
         return {
             name: float(part.norm() / scene)
-            for name, part in (("content", views.content_NPL), ("relation", views.relation_NPL))
+            for name, part in (("content", views.content_ML), ("relation", views.relation_ML))
             if part is not None
         }
 
-    def _pool(self, h_NPL: Tensor, media_frames: Sequence[int] | None) -> Tensor:
+    def _pool(self, x_NPX: Tensor, media_frames: Sequence[int] | None) -> Tensor:
         if not media_frames or not any(media_frames):
-            return average_patches(h_NPL, self.tokens_per_image).flatten(0, 1)
+            return average_patches(x_NPX, self.tokens_per_image).flatten(0, 1)
         parts, start = [], 0
         for frames in media_frames:
             count = max(1, frames)
             tokens = self.tokens_per_frame if frames else self.tokens_per_image
-            parts.append(average_patches(h_NPL[start : start + count], tokens).flatten(0, 1))
+            parts.append(average_patches(x_NPX[start : start + count], tokens).flatten(0, 1))
             start += count
         return torch.cat(parts)
 
 
-def average_patches(h_NPL: Tensor, tokens: int) -> Tensor:
-    """Average a square grid of P patches down to a square grid of `tokens`. (N, P, L) → (N, tokens, L)."""
-    side, goal = math.isqrt(h_NPL.shape[1]), math.isqrt(tokens)
-    if side * side != h_NPL.shape[1] or goal * goal != tokens:
-        raise ValueError(f"{h_NPL.shape[1]} patches and {tokens} tokens must both be square numbers")
+def average_patches(x_NPX: Tensor, tokens: int) -> Tensor:
+    """Average a square grid of P patches down to a square grid of `tokens`. (N, P, X) → (N, tokens, X)."""
+    side, goal = math.isqrt(x_NPX.shape[1]), math.isqrt(tokens)
+    if side * side != x_NPX.shape[1] or goal * goal != tokens:
+        raise ValueError(f"{x_NPX.shape[1]} patches and {tokens} tokens must both be square numbers")
     if side % goal:
         raise ValueError(
             f"a grid of {side}×{side} patches cannot be averaged down to {goal}×{goal} tokens; "
             f"choose an image size and a number of tokens whose sides divide"
         )
     step = side // goal
-    return h_NPL.unflatten(1, (goal, step, goal, step)).mean(dim=(2, 4)).flatten(1, 2)
+    return x_NPX.unflatten(1, (goal, step, goal, step)).mean(dim=(2, 4)).flatten(1, 2)
 
 
 def patch_graph(patches_NPD: Tensor, neighbours: int, media_frames: Sequence[int] | None = None) -> Edges:

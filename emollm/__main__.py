@@ -1,0 +1,119 @@
+"""`python -m emollm`: train, export, predict, evaluate, report. Nothing heavy is imported until a command runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+DONE, DATA_PROBLEM, USAGE = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="emollm", description="Train, export, try and score EmoLLM.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_train(commands)
+    _add_export(commands)
+    _add_predict(commands)
+    from emollm.evaluate.cli import add_subcommands
+
+    add_subcommands(commands)
+    chosen = parser.parse_args(arguments)
+    try:
+        return int(chosen.run(chosen) or DONE)
+    except ValueError as error:
+        from emollm.config import RecipeError
+
+        print(f"emollm {chosen.command}: {error}", file=sys.stderr)
+        return USAGE if isinstance(error, RecipeError) else DATA_PROBLEM
+
+
+def _add_train(commands: argparse._SubParsersAction) -> None:
+    train = commands.add_parser(
+        "train",
+        help="train a recipe on a finished EmoBench",
+        description="Train all folds of a recipe with Ray Train and DeepSpeed. Killed and started again, it goes on "
+        "from the newest whole checkpoint; started again when done, it says that nothing changed.",
+    )
+    train.add_argument("recipe", help="a YAML file, or the name of a shipped recipe")
+    train.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="override, e.g. tune.epochs=2",
+    )
+    train.add_argument(
+        "--dry-run", action="store_true", help="print rows, steps, parameters and memory, and stop"
+    )
+    train.set_defaults(run=_train)
+
+
+def _add_export(commands: argparse._SubParsersAction) -> None:
+    export = commands.add_parser(
+        "export",
+        help="write a trained fold as a folder that holds all weights",
+        description="Write a trained fold as a folder that needs no foundation beside it.",
+    )
+    export.add_argument("model", help="a trained fold, for example runs/quickstart/model/fold-0")
+    export.add_argument("destination", help="a new folder")
+    export.add_argument("--merge", action="store_true", help="fold LoRA into the language model's weights")
+    export.set_defaults(run=_export)
+
+
+def _add_predict(commands: argparse._SubParsersAction) -> None:
+    predict = commands.add_parser(
+        "predict",
+        help="ask a trained model about pictures",
+        description="Print the answer for each picture, and how probable each option is.",
+    )
+    predict.add_argument("images", nargs="+", metavar="IMAGE")
+    predict.add_argument(
+        "--model", default="runs/quickstart/model/fold-0", help="a trained fold, or an export of one"
+    )
+    predict.add_argument("--task", default="emo_c", help="sub-task (default: emo_c)")
+    predict.add_argument(
+        "--options", help="labels to choose from, separated by commas (default: those of the task)"
+    )
+    predict.add_argument("--text", default="", help="words that go with the picture")
+    predict.set_defaults(run=_predict)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from emollm.config import load_recipe
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    from emollm.train import run
+
+    if arguments.dry_run:
+        print(run.describe(recipe))
+    else:
+        run.train(recipe)
+    return DONE
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from emollm.predict import export
+
+    export(arguments.model, arguments.destination, merge=arguments.merge)
+    print(f"exported to {arguments.destination}")
+    return DONE
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from emollm.predict import Predictor, default_options
+
+    options = [word.strip() for word in arguments.options.split(",")] if arguments.options else None
+    options = options or default_options(arguments.task)
+    predictor = Predictor(arguments.model)
+    for image in arguments.images:
+        prediction = predictor.predict(image, arguments.task, options, arguments.text)
+        print(f"{image}: {prediction.answer}")
+        for option, probability in sorted(prediction.probabilities.items(), key=lambda pair: -pair[1]):
+            print(f"  {probability:6.1%}  {option}")
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

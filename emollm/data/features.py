@@ -1,0 +1,100 @@
+"""Features of the frozen vision tower, computed once per picture and kept in memory.
+
+Pictures go through the tower one at a time, so a feature does not depend on what else is in the batch, on the number
+of workers, or on whether the run was resumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dataset_build.progress import Progress
+from emollm.data.collate import decode_pictures
+from emollm.data.loader import Corpus
+from emollm.model.emollm import EmoLLM
+from emollm.model.processor import EmoLLMProcessor
+
+
+class FeatureStore:
+    """Patch features (frames, P, D) by the digests of a row's media; at most `gib` of them are kept."""
+
+    def __init__(self, gib: float) -> None:
+        self.limit_bytes = int(gib * 2**30)
+        self.used_bytes = 0
+        self._kept: dict[str, Tensor] = {}
+
+    def row(self, corpus: Corpus, number: int, model: EmoLLM, processor: EmoLLMProcessor) -> Tensor | None:
+        """Features of all pictures of a row, in order; None for a row without any."""
+        row = corpus.row(number)
+        key = media_key(row)
+        if not key:
+            return None
+        if key not in self._kept:
+            features = compute(row, model, processor)
+            if not self._keep(key, features):
+                return features
+        return self._kept[key]
+
+    def fill(
+        self,
+        corpus: Corpus,
+        numbers: Sequence[int],
+        model: EmoLLM,
+        processor: EmoLLMProcessor,
+        rank: int,
+        world: int,
+    ) -> None:
+        """Compute the features of these rows, each on one rank, and share them among all ranks."""
+        first: dict[str, int] = {}
+        for number in numbers:
+            first.setdefault(media_key(corpus.row(number)), number)
+        wanted = [(key, number) for key, number in sorted(first.items()) if key and key not in self._kept]
+        mine = wanted[rank::world]
+        computed: dict[str, Tensor] = {}
+        if mine and rank == 0:
+            with Progress("looking at pictures", total=len(mine), unit="media") as progress:
+                for key, number in mine:
+                    computed[key] = compute(corpus.row(number), model, processor)
+                    progress.advance()
+        else:
+            for key, number in mine:
+                computed[key] = compute(corpus.row(number), model, processor)
+        shares: list[Any] = [computed]
+        if world > 1:
+            shares = [None] * world
+            dist.all_gather_object(shares, computed)
+        for key, features in sorted(
+            (pair for share in shares for pair in share.items()), key=lambda pair: pair[0]
+        ):
+            self._keep(key, features)
+
+    def _keep(self, key: str, features: Tensor) -> bool:
+        size = features.numel() * features.element_size()
+        if self.used_bytes + size > self.limit_bytes:
+            return False
+        self.used_bytes += size
+        self._kept[key] = features
+        return True
+
+
+def media_key(row: dict[str, Any]) -> str:
+    """What identifies a row's media: kind, source digest and number of pictures of each; empty without media."""
+    return "|".join(
+        f"{medium['kind']}:{medium['sha256']}:{len(medium['data'])}" for medium in row["media"] or []
+    )
+
+
+@torch.no_grad()
+def compute(row: dict[str, Any], model: EmoLLM, processor: EmoLLMProcessor) -> Tensor:
+    """Patch features of a row's pictures, one forward pass each."""
+    device = model.device
+    features = [
+        model.patch_features(picture.unsqueeze(0).to(device)).cpu()
+        for picture in decode_pictures(row, processor)
+    ]
+    return torch.cat(features)

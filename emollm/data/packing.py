@@ -1,0 +1,70 @@
+"""Several samples in one sequence, none of which sees another.
+
+First-fit from known lengths; positions start again at 0 for every sample and the attention mask is block-diagonal, so
+a packed sample has the logits and the loss it has alone.
+
+Shape suffixes: B packed sequences, T tokens of the longest one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from emollm.data.collate import Encoded
+from emollm.data.masking import IGNORED
+
+
+def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Put each length into the first bin with room, longest first; bins hold positions in `lengths`.
+
+    A length beyond `capacity` gets a bin of its own. The same lengths always give the same bins.
+    """
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for position in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        length = lengths[position]
+        for number, left in enumerate(room):
+            if length <= left:
+                bins[number].append(position)
+                room[number] -= length
+                break
+        else:
+            bins.append([position])
+            room.append(capacity - length)
+    return bins
+
+
+def pack(rows: Sequence[Encoded], bins: Sequence[Sequence[int]], pad_id: int) -> dict[str, Tensor]:
+    """One batch with a sequence a bin: input_ids, labels, position_ids (B, T), attention_mask (B, 1, T, T) boolean.
+
+    Pictures belong in the order of the bins, then of the rows in them. Padding attends to itself alone, so no row of
+    the mask is empty.
+    """
+    longest = max(sum(len(rows[i].input_ids) for i in one) for one in bins)
+    shape = (len(bins), longest)
+    input_ids_BT = torch.full(shape, pad_id)
+    labels_BT = torch.full(shape, IGNORED)
+    position_ids_BT = torch.zeros(shape, dtype=torch.long)
+    segment_BT = -torch.arange(1, longest + 1).repeat(
+        len(bins), 1
+    )  # padding: a segment of its own for each place
+    for number, one in enumerate(bins):
+        start = 0
+        for segment, i in enumerate(one):
+            end = start + len(rows[i].input_ids)
+            input_ids_BT[number, start:end] = torch.tensor(rows[i].input_ids)
+            labels_BT[number, start:end] = torch.tensor(rows[i].labels)
+            position_ids_BT[number, start:end] = torch.arange(end - start)
+            segment_BT[number, start:end] = segment
+            start = end
+    same_BTT = segment_BT.unsqueeze(2) == segment_BT.unsqueeze(1)
+    causal_TT = torch.ones(longest, longest, dtype=torch.bool).tril()
+    return {
+        "input_ids": input_ids_BT,
+        "labels": labels_BT,
+        "position_ids": position_ids_BT,
+        "attention_mask": (same_BTT & causal_TT).unsqueeze(1),
+    }

@@ -1,0 +1,105 @@
+"""Stage 1: bring visual tokens near the words for what they show. Supervised, and without a language-model forward.
+
+The mean visual token of a sample is pulled towards the language model's input embedding of its label word and away
+from those of the other labels of its sub-task: cross-entropy over cosine similarities divided by a temperature. It
+uses the labels of the training rows only. Without this stage a small language model learns nothing from the pictures
+in a short run.
+
+Shape suffixes: B rows of a batch, L width of the language model, K labels of a sub-task.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from emollm.config import AlignConfig
+from emollm.data.loader import Corpus
+from emollm.model.emollm import EmoLLM
+from emollm.model.processor import EmoLLMProcessor
+
+
+def align(
+    model: EmoLLM,
+    processor: EmoLLMProcessor,
+    corpus: Corpus,
+    features: Callable[[int], Tensor | None],
+    config: AlignConfig,
+    seed: int,
+) -> list[float]:
+    """Train MVP in place; returns the loss of every step. Deterministic: every rank gets the same weights."""
+    tasks = corpus.table.column("sub_task").to_pylist()
+    answers = corpus.table.column("answer").to_pylist()
+    rows = [n for n, task in enumerate(tasks) if task in config.sub_tasks and corpus.encoded[n].media_frames]
+    if not rows or config.steps == 0:
+        return []
+    labels = {
+        key: sorted({answers[n] for n in rows if corpus.keys[n] == key})
+        for key in {corpus.keys[n] for n in rows}
+    }
+    words = {word: word_embedding(model, processor, word) for group in labels.values() for word in group}
+    tables = {key: torch.stack([words[word] for word in group]) for key, group in labels.items()}
+    centre_L = torch.stack(list(words.values())).mean(0)
+    optimizer = torch.optim.AdamW(model.projector.parameters(), lr=config.learning_rate, weight_decay=0.01)
+    order = _endless(rows, seed)
+    losses = []
+    for step in range(config.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * min(
+                1.0, (step + 1) / 10, (config.steps - step) / (config.steps * 0.5)
+            )
+        batch = [next(order) for _ in range(min(config.batch_size, len(rows)))]
+        mean_BL = _mean_visual_tokens(model, corpus, features, batch)
+        terms = []
+        for position, number in enumerate(batch):
+            key = corpus.keys[number]
+            target = labels[key].index(answers[number])
+            # Word embeddings share a large common direction; without it the cosines tell the words apart.
+            cosine_K = nn.functional.cosine_similarity(
+                mean_BL[position] - centre_L, tables[key] - centre_L, dim=-1
+            )
+            terms.append(nn.functional.cross_entropy(cosine_K / config.temperature, torch.tensor(target)))
+        loss = torch.stack(terms).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.projector.parameters(), 1.0)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    optimizer.zero_grad(set_to_none=True)
+    return losses
+
+
+@torch.no_grad()
+def word_embedding(model: EmoLLM, processor: EmoLLMProcessor, word: str) -> Tensor:
+    """The mean input embedding (L) of the tokens of a label word, as it stands in an answer."""
+    ids = processor.answer_ids(word)[:-1]
+    return model.get_input_embeddings()(torch.tensor(ids)).float().mean(0)
+
+
+def _mean_visual_tokens(
+    model: EmoLLM, corpus: Corpus, features: Callable[[int], Tensor | None], batch: Sequence[int]
+) -> Tensor:
+    """The mean visual token of each row. (B, L)"""
+    patches, frames, sizes = [], [], []
+    projector = model.projector
+    for number in batch:
+        found = features(number)
+        assert found is not None
+        media = corpus.encoded[number].media_frames
+        patches.append(found)
+        frames += media
+        sizes.append(sum(n * projector.tokens_per_frame if n else projector.tokens_per_image for n in media))
+    visual_ML = projector(torch.cat(patches), frames)
+    return torch.stack([part.mean(0) for part in visual_ML.split(sizes)])
+
+
+def _endless(rows: Sequence[int], seed: int):
+    turn = 0
+    while True:
+        order = list(rows)
+        random.Random(f"{seed}/align/{turn}").shuffle(order)
+        yield from order
+        turn += 1

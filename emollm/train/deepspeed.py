@@ -1,0 +1,100 @@
+"""DeepSpeed around the model: the ZeRO config, the engine, the process group, and gathering what was trained."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from emollm.config import DeepSpeedConfig, TuneConfig
+from emollm.model.emollm import EmoLLM
+
+
+def without_compiled_extensions() -> None:
+    """Keep DeepSpeed from compiling its shared-memory communication with gcc at start (a minute, and it fails without a
+    compiler). The attribute is undocumented; DeepSpeed is pinned, and a test starts an engine on a cold extension cache.
+    """
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+
+
+def ensure_process_group() -> tuple[int, int]:
+    """(rank, world size) of this process; a process that stands alone gets a group of its own."""
+    if not dist.is_initialized():
+        folder = tempfile.mkdtemp(prefix="emollm-")
+        dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=0, world_size=1)
+    os.environ.setdefault("LOCAL_RANK", "0")
+    os.environ.setdefault("RANK", str(dist.get_rank()))
+    os.environ.setdefault("WORLD_SIZE", str(dist.get_world_size()))
+    return dist.get_rank(), dist.get_world_size()
+
+
+def zero_config(config: DeepSpeedConfig, tune: TuneConfig, accumulation: int) -> dict[str, Any]:
+    """The DeepSpeed config for float32 training with a torch optimizer."""
+    zero: dict[str, Any] = {
+        "stage": config.stage,
+        "reduce_bucket_size": config.bucket_size,
+        "allgather_bucket_size": config.bucket_size,
+        "contiguous_gradients": True,
+        "overlap_comm": False,
+    }
+    if config.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    return {
+        "train_micro_batch_size_per_gpu": tune.micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": tune.clip_norm,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+
+
+def make_engine(model: EmoLLM, config: DeepSpeedConfig, tune: TuneConfig, accumulation: int) -> Any:
+    """A DeepSpeed engine that trains MVP and LoRA, each with its own learning rate. Rank 0's weights go to all."""
+    without_compiled_extensions()
+    import deepspeed
+
+    if not deepspeed.comm.is_initialized():
+        deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    groups = [
+        {
+            "params": [p for name, p in named if name.startswith("projector.") == is_projector],
+            "lr": rate,
+            "base_lr": rate,
+        }
+        for is_projector, rate in ((True, tune.projector_learning_rate), (False, tune.learning_rate))
+    ]
+    optimizer = torch.optim.AdamW(
+        [g for g in groups if g["params"]], weight_decay=tune.weight_decay, betas=(0.9, 0.95)
+    )
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=optimizer,
+        config=zero_config(config, tune, accumulation),
+        dist_init_required=False,
+    )
+    return engine
+
+
+def trained_state(engine: Any) -> dict[str, Tensor]:
+    """The trained weights, whole, on the CPU. Every rank calls this; under ZeRO 3 rank 0 alone gets the values."""
+    import deepspeed
+
+    model: EmoLLM = engine.module
+    names = model.trained_names()
+    parameters = [(name, p) for name, p in model.named_parameters() if name in names]
+    if engine.zero_optimization_stage() < 3:
+        return {name: p.detach().cpu().clone() for name, p in parameters}
+    with deepspeed.zero.GatheredParameters([p for _, p in parameters]):
+        return {name: p.detach().cpu().clone() for name, p in parameters}

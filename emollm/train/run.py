@@ -1,0 +1,188 @@
+"""A whole training: what is to be done, doing it, and `training.json`, written last."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from dataset_build import storage
+from dataset_build.progress import duration
+from dataset_build.provenance import code_version, sha256_of_file, sha256_of_json
+from emollm.config import TrainRecipe, train_inputs_digest
+from emollm.data.loader import DataError, available_folds, epoch_rows, read_digest, training_table
+
+SCHEMA_VERSION = "1.0"
+TRAINING_FILE = "training.json"
+WEIGHT_SUFFIXES = (".safetensors",)
+
+
+def with_absolute_paths(recipe: TrainRecipe) -> TrainRecipe:
+    """The recipe with local paths made absolute, because workers run in folders of their own."""
+    foundation = recipe.foundation.model_copy(
+        update={part: _absolute(getattr(recipe.foundation, part)) for part in ("vision", "language")}
+    )
+    places = {"data": _absolute(recipe.data), "out": str(Path(recipe.out).resolve())}
+    return recipe.model_copy(update={"foundation": foundation, **places})
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).resolve()) if not storage.is_remote(path) and Path(path).exists() else path
+
+
+def chosen_folds(recipe: TrainRecipe) -> list[int]:
+    """The protocols to train. Raises DataError where the recipe asks for one that the data do not have."""
+    there = available_folds(recipe.data)
+    if recipe.folds == "all":
+        return there
+    if missing := [fold for fold in recipe.folds if fold not in there]:
+        raise DataError(f"folds {missing} were asked for, but {recipe.data} has {there}")
+    return list(recipe.folds)
+
+
+def finished_training(recipe: TrainRecipe, inputs_digest: str) -> dict[str, Any] | None:
+    """The content of training.json where it is there, of the same inputs, and its weights are unharmed."""
+    path = storage.join(recipe.out, TRAINING_FILE)
+    if not storage.exists(path):
+        return None
+    found = storage.read_json(path)
+    if found.get("inputs_digest") != inputs_digest or model_digest(recipe.out) != found.get("model_digest"):
+        return None
+    return found
+
+
+def model_digest(out: str) -> str:
+    """Digest of the exported weight files of all folds."""
+    names = [
+        name
+        for name in storage.list_files(out)
+        if name.startswith("fold-") and name.endswith(WEIGHT_SUFFIXES)
+    ]
+    return sha256_of_json({name: sha256_of_file(storage.join(out, name)) for name in names})
+
+
+def train(recipe: TrainRecipe) -> dict[str, Any]:
+    """Train what is not trained yet; returns the content of training.json. Started again, it goes on or says so."""
+    from emollm.train.loop import finished_fold
+    from emollm.train.ray_worker import train_under_ray
+
+    if storage.is_remote(recipe.out):
+        raise DataError(
+            f"out: {recipe.out}: models are written to a folder that all workers see; use a shared disk"
+        )
+    started = time.monotonic()
+    data_digest = read_digest(recipe.data)
+    inputs_digest = train_inputs_digest(recipe, data_digest)
+    if done := finished_training(recipe, inputs_digest):
+        print(
+            f"nothing changed: {storage.join(recipe.out, TRAINING_FILE)} is of the same recipe, data and code"
+        )
+        return done
+    storage.remove(storage.join(recipe.out, TRAINING_FILE))
+    folds = chosen_folds(recipe)
+    for fold in folds:
+        if finished_fold(recipe, fold, inputs_digest) is None:
+            _remove_foreign(recipe, fold)
+    if any(finished_fold(recipe, fold, inputs_digest) is None for fold in folds):
+        print(f"training {len(folds)} folds with {recipe.workers.count} workers, {recipe.out}", flush=True)
+        train_under_ray(with_absolute_paths(recipe), inputs_digest, folds)
+    results = [finished_fold(recipe, fold, inputs_digest) for fold in folds]
+    if missing := [fold for fold, result in zip(folds, results) if result is None]:
+        raise DataError(f"{recipe.out}: folds {missing} have no model; are all workers seeing this folder?")
+    training = {
+        "schema_version": SCHEMA_VERSION,
+        "inputs_digest": inputs_digest,
+        "model_digest": model_digest(recipe.out),
+        "name": recipe.name,
+        "recipe": recipe.model_dump(mode="json"),
+        "code": code_version(),
+        "data_digest": data_digest,
+        "folds": results,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    for leftover in ("checkpoints", "ray"):
+        shutil.rmtree(storage.join(recipe.out, leftover), ignore_errors=True)
+    plot_losses(recipe.out, folds)
+    storage.write_json(storage.join(recipe.out, TRAINING_FILE), training)
+    print(f"trained {len(folds)} folds in {duration(time.monotonic() - started)}: {recipe.out}", flush=True)
+    return training
+
+
+def _remove_foreign(recipe: TrainRecipe, fold: int) -> None:
+    """Remove what another recipe, other data or other code left as this fold, but not the log of an unfinished run."""
+    folder = Path(recipe.out) / f"fold-{fold}"
+    if (folder / "fold.json").exists():
+        shutil.rmtree(folder)
+
+
+def plot_losses(out: str, folds: list[int]) -> None:
+    """`training.png`: the loss of every fold."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from emollm.train.metrics import read_metrics
+
+    figure, axes = plt.subplots(figsize=(7, 4))
+    for fold in folds:
+        lines = read_metrics(storage.join(out, f"fold-{fold}", "log", "metrics.jsonl"))
+        axes.plot([line["step"] for line in lines], [line["loss"] for line in lines], label=f"fold {fold}")
+    axes.set(xlabel="step", ylabel="loss per supervised token", title="Training loss")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(storage.join(out, "training.png"), dpi=110)
+    plt.close(figure)
+
+
+def describe(recipe: TrainRecipe) -> str:
+    """What a training would do: rows, steps, parameters and memory. Loads no weights and starts nothing."""
+    import torch
+
+    from emollm.model.emollm import EmoLLM, EmoLLMConfig
+    from emollm.model.foundations import read_config
+
+    lines = [f"recipe {recipe.name}: {recipe.data} -> {recipe.out}"]
+    for fold in chosen_folds(recipe):
+        table = training_table(recipe.data, fold, ["source", "sub_task"])
+        keys = [
+            f"{s}/{t}"
+            for s, t in zip(table.column("source").to_pylist(), table.column("sub_task").to_pylist())
+        ]
+        rows = epoch_rows(keys, recipe.mix, recipe.seed, 0)
+        taken = {key: sum(1 for number in rows if keys[number] == key) for key in sorted(set(keys))}
+        steps = -(-len(rows) // recipe.tune.batch_size) * recipe.tune.epochs
+        detail = ", ".join(f"{key} {count} of {keys.count(key)}" for key, count in taken.items())
+        lines.append(
+            f"fold {fold}: {len(rows)} rows an epoch ({detail}); {steps} steps of {recipe.tune.batch_size}"
+        )
+    vision = read_config(recipe.foundation.vision, "vision tower")
+    config = EmoLLMConfig(
+        vision_config=getattr(vision, "vision_config", vision),
+        text_config=read_config(recipe.foundation.language, "language model"),
+        mvp=recipe.mvp.model_dump(),
+        lora=recipe.lora.model_dump(mode="json") if recipe.lora else None,
+        image_size=recipe.foundation.image_size,
+    )
+    with torch.device("meta"):
+        model = EmoLLM(config)
+    model.freeze_foundations()
+    model.tie_weights()
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    lines.append(f"parameters: {trainable / 1e6:.2f} M trained, {frozen / 1e6:.2f} M frozen")
+    lines.append(
+        f"memory per worker: about {memory_gib(recipe, trainable, frozen):.1f} GiB, without activations"
+    )
+    return "\n".join(lines)
+
+
+def memory_gib(recipe: TrainRecipe, trainable: int, frozen: int) -> float:
+    """Weights, gradients, AdamW's state and the feature cache of one worker in float32, with ZeRO's sharing, in GiB."""
+    world, stage = recipe.workers.count, recipe.deepspeed.stage
+    weights = 4 * (trainable + frozen) / (world if stage == 3 else 1)
+    gradients = 4 * trainable / (world if stage >= 2 else 1)
+    optimizer = 12 * trainable / (world if stage >= 1 else 1)  # master copy and two moments
+    return (weights + gradients + optimizer) / 2**30 + recipe.tune.cache_gib
