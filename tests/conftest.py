@@ -19,7 +19,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
-from infra import servers
+from infra import servers, services
 
 
 @pytest.fixture(scope="session")
@@ -66,3 +66,21 @@ def prefect_server() -> Iterator[servers.PrefectServer]:
     finally:
         servers.end(server.process)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def local_services() -> Iterator[services.Services]:
+    """What `make up` starts (Prefect server, worker, Ray head, deployments), with its state in a folder of its own.
+
+    Ports differ from those of services that already run here. Ending it must leave no process behind.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="emoservices"))
+    running = services.up(folder)
+    try:
+        yield running
+    finally:
+        latest = services.Services.load(folder)
+        services.down(folder)
+        left = [member for process in latest.processes() for member in servers.family(process)]
+        shutil.rmtree(folder, ignore_errors=True)
+        assert left == [], f"`down` left processes behind: {left}"

@@ -1,0 +1,150 @@
+"""The four flows on real servers with the smoke recipes: generated pictures, tiny random models.
+
+It shows that the path is whole, not that anything is learned.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from infra import quickstart
+from infra.prefect_api import PrefectApi
+from infra.services import Services
+from tests.fixtures.emoji_tree import smoke_overrides, write_emoji_tree
+
+
+class Retraining(NamedTuple):
+    out: Path
+    parameters: dict[str, Any]
+    run: dict[str, Any]
+    api: PrefectApi
+
+
+@pytest.fixture(scope="module")
+def retraining(local_services: Services, tmp_path_factory: pytest.TempPathFactory) -> Retraining:
+    """retrain-emollm/smoke, run once through its deployment."""
+    from tests.fixtures.tiny_models import LANGUAGE, VISION, write_tiny_models
+
+    folder = tmp_path_factory.mktemp("smoke")
+    write_emoji_tree(folder / "samples")
+    write_tiny_models(folder / "models")
+    out = folder / "runs"
+    parameters = {
+        "recipe": "smoke",
+        "build_overrides": smoke_overrides(folder / "samples", out / "emobench"),
+        "train_overrides": [
+            f"data={out / 'emobench'}",
+            f"out={out / 'model'}",
+            f"foundation.vision={folder / 'models' / VISION}",
+            f"foundation.language={folder / 'models' / LANGUAGE}",
+        ],
+        "deadline_minutes": 4,
+    }
+    run = quickstart.run_flow(local_services, "retrain-emollm/smoke", parameters)
+    assert local_services.prefect
+    return Retraining(out, parameters, run, PrefectApi(local_services.prefect.api_url))
+
+
+def artifact(api: PrefectApi, key: str) -> Any:
+    """The newest artifact of a key: rows of a table, or text."""
+    data = api.call("GET", f"/artifacts/{key}/latest")["data"]
+    return json.loads(data) if isinstance(data, str) and data.startswith("[{") else data
+
+
+def test_emobench_model_scores_and_report_are_there(retraining: Retraining) -> None:
+    out = retraining.out
+    manifest = json.loads((out / "emobench" / "manifest.json").read_text())
+    for splits in manifest["sources"].values():
+        for counts in splits.values():
+            assert counts["records"] == counts["kept"] + counts["rejected"] + counts["duplicates"]
+    training = json.loads((out / "model" / "training.json").read_text())
+    assert training["data_digest"] == manifest["digest"]
+    assert [fold["fold"] for fold in training["folds"]] == [0, 1]
+    results = json.loads((out / "evaluation" / "results.json").read_text())
+    assert results["data_digest"] == manifest["digest"]
+    emo_c = results["sub_tasks"]["emo_c"]
+    assert emo_c["n"] > 0 and emo_c["ci95"][0] <= emo_c["accuracy"] <= emo_c["ci95"][1]
+    assert set(emo_c["baselines"]) == {"majority", "text_only", "untrained"}
+    assert results["sub_tasks"]["hate"]["n"] == 0
+    report = (out / "evaluation" / "report.html").read_text()
+    assert "<html" in report.lower() and "emo" in report.lower()
+
+
+def test_the_first_model_is_promoted_and_copied(retraining: Retraining) -> None:
+    registry = retraining.out / "registry"
+    champion = json.loads((registry / "champion.json").read_text())
+    training = json.loads((retraining.out / "model" / "training.json").read_text())
+    assert champion["model_digest"] == training["model_digest"]
+    assert champion["reason"] == "there was no champion yet"
+    assert (registry / champion["model"] / "training.json").exists()
+    assert len((registry / "history.jsonl").read_text().splitlines()) == 1
+
+
+def test_the_run_left_its_artifacts(retraining: Retraining) -> None:
+    counts = artifact(retraining.api, "counts-smoke")
+    assert counts[-1]["source"] == "total" and counts[-1]["kept"] > 0
+    assert {row["reason"] for row in artifact(retraining.api, "rejects-smoke")} == {"source_rule"}
+    scores = artifact(retraining.api, "scores-smoke")
+    assert [row["sub_task"] for row in scores][0] == "emo_c" and scores[-1]["sub_task"] == "overall"
+    assert "[" in scores[0]["accuracy"]
+    assert len(artifact(retraining.api, "training-smoke")) == 2
+    assert "report.html" in artifact(retraining.api, "links-evaluate-smoke")
+    assert "/#/jobs/train-emollm-smoke-" in artifact(retraining.api, "links-train-smoke")
+    decision = {row["what"]: row["value"] for row in artifact(retraining.api, "decision-smoke")}
+    assert decision["decision"] == "promoted"
+
+
+def test_each_step_was_one_ray_job_with_its_deterministic_id(
+    retraining: Retraining, local_services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in local_services.env.items():
+        monkeypatch.setenv(name, value)
+    from flows import ray_jobs
+
+    jobs = {job.submission_id: job for job in ray_jobs.connect().list_jobs() if job.submission_id}
+    for flow, path in (
+        ("build-emobench", "emobench/manifest.json"),
+        ("train-emollm", "model/training.json"),
+        ("evaluate-emollm", "evaluation/results.json"),
+    ):
+        digest = json.loads((retraining.out / path).read_text())["inputs_digest"]
+        job = jobs[ray_jobs.job_name(flow, "smoke", digest)]
+        assert job.status.value == "SUCCEEDED"
+        assert (job.metadata or {})["flow_run"] == retraining.run["id"]
+    token = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).read_text().strip()
+    assert all(token not in job.model_dump_json() for job in jobs.values())
+
+
+def test_a_second_run_finds_nothing_to_do(
+    retraining: Retraining, local_services: Services, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in retraining.out.rglob("*.json")
+        if "registry" not in path.parts
+    }
+    quickstart.run_flow(local_services, "retrain-emollm/smoke", retraining.parameters)
+    said = capsys.readouterr().out
+    assert said.count("unchanged: ") >= 3 and "nothing changed" in said
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    history = (retraining.out / "registry" / "history.jsonl").read_text().splitlines()
+    assert [json.loads(line)["decision"] for line in history] == ["promoted", "unchanged"]
+
+
+def test_a_failing_step_ends_the_flow_with_the_jobs_own_words(
+    retraining: Retraining, local_services: Services, tmp_path: Path
+) -> None:
+    broken = [
+        *(value for value in retraining.parameters["train_overrides"] if not value.startswith("out=")),
+        f"out={tmp_path / 'model'}",
+        "mix={'no_such_source/emo_c': 5}",
+    ]
+    parameters = {"recipe": "smoke", "overrides": broken, "deadline_minutes": 3}
+    with pytest.raises(quickstart.QuickstartFailed, match="no_such_source") as failed:
+        quickstart.run_flow(local_services, "train-emollm/smoke", parameters)
+    assert "Traceback" not in str(failed.value)

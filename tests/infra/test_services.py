@@ -1,0 +1,133 @@
+"""`up`, `down` and `status` on real servers: idempotent, repairing, private."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from infra import servers, services
+from infra.prefect_api import ApiError, PrefectApi
+
+FLOWS = ("build-emobench", "train-emollm", "evaluate-emollm", "retrain-emollm")
+
+
+def command(*words: str, home: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "infra.services", *words, "--home", str(home)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_a_second_up_changes_nothing(local_services: services.Services) -> None:
+    before = local_services.state_path.read_bytes()
+    result = command("up", home=local_services.home)
+    assert result.returncode == 0 and "already up" in result.stdout
+    assert local_services.state_path.read_bytes() == before
+    status = command("status", home=local_services.home)
+    assert status.returncode == 0
+    assert status.stdout.count(" up ") == 3 and " down" not in status.stdout
+
+
+def test_every_flow_is_deployed_twice_and_no_schedule_is_active(local_services: services.Services) -> None:
+    assert local_services.prefect
+    found = PrefectApi(local_services.prefect.api_url).call("POST", "/deployments/filter", {})
+    assert len(found) == 8
+    assert {deployment["name"] for deployment in found} == {"quickstart", "smoke"}
+    assert all(deployment["description"] and deployment["tags"] for deployment in found)
+    assert all(deployment["global_concurrency_limit"]["limit"] == 1 for deployment in found)
+    schedules = [schedule for deployment in found for schedule in deployment["schedules"]]
+    assert [schedule["active"] for schedule in schedules] == [False]
+    assert schedules[0]["schedule"]["timezone"] == "Europe/Berlin"
+
+
+def test_the_env_file_makes_prefect_and_ray_find_the_services(local_services: services.Services) -> None:
+    script = f". {local_services.home}/env && {sys.executable} -m prefect deployment ls -o json"
+    result = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=60)
+    assert all(flow in result.stdout for flow in FLOWS), result.stdout + result.stderr
+    script = (
+        f". {local_services.home}/env && {sys.executable} -c "
+        "'from flows import ray_jobs; print(len(ray_jobs.connect().list_jobs()))'"
+    )
+    result = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+
+
+def test_rays_token_is_private_and_in_no_log_or_state(local_services: services.Services) -> None:
+    path = local_services.home / "ray-token"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    token = path.read_text().strip()
+    assert len(token) >= 64
+    for file in local_services.home.rglob("*"):
+        if file.is_file() and file != path:
+            assert token.encode() not in file.read_bytes(), f"{file} holds the token"
+
+
+def test_everything_listens_on_loopback_only(local_services: services.Services) -> None:
+    import psutil
+
+    addresses = set()
+    for process in local_services.processes():
+        for member in servers.family(process):
+            try:
+                found = member.net_connections(kind="inet")
+            except psutil.Error:
+                continue
+            addresses |= {(c.laddr.ip, member.name()) for c in found if c.status == psutil.CONN_LISTEN}
+    assert addresses, "no listening socket was found: the test would hold over nothing"
+    assert {ip for ip, _ in addresses} <= {"127.0.0.1", "::1"}, addresses
+
+
+def test_up_repairs_what_was_killed_and_marks_its_runs_as_crashed(local_services: services.Services) -> None:
+    assert local_services.prefect and local_services.worker
+    api = PrefectApi(local_services.prefect.api_url)
+    deployment = api.deployment_id("build-emobench/smoke")
+    run = api.start(deployment, {"recipe": "smoke"})
+    api.set_state(run["id"], "RUNNING", "as if a worker had started it", force=True)
+    ray_before = local_services.ray
+    for process in (local_services.worker, local_services.prefect.process):
+        os.kill(process.pid, signal.SIGKILL)
+    until = time.monotonic() + 10
+    while servers.running(local_services.prefect.process) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert command("status", home=local_services.home).returncode == 1
+
+    repaired = services.up(local_services.home)
+    assert repaired.all_healthy()
+    assert repaired.ray == ray_before, "a healthy Ray head must be left alone"
+    assert repaired.prefect
+    state = PrefectApi(repaired.prefect.api_url).run(run["id"])
+    assert state["state_type"] == "CRASHED" and "stopped while it ran" in state["state"]["message"]
+    local_services.prefect, local_services.worker = repaired.prefect, repaired.worker
+
+
+def test_a_service_that_cannot_start_ends_the_others_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(services, "OBJECT_STORE_BYTES", 1000)  # Ray refuses an object store under 75 MB
+    monkeypatch.setattr(services, "_object_store_bytes", lambda: 1000)
+    with pytest.raises(servers.ServiceError, match="Ray head"):
+        services.up(tmp_path)
+    left = services.Services.load(tmp_path)
+    assert left.processes() == []
+
+
+def test_down_without_up_is_fine(tmp_path: Path) -> None:
+    result = command("down", home=tmp_path)
+    assert result.returncode == 0 and "no local services were up" in result.stdout
+
+
+def test_the_api_says_what_the_server_said(prefect_server: servers.PrefectServer) -> None:
+    api = PrefectApi(prefect_server.api_url)
+    with pytest.raises(ApiError, match="404"):
+        api.deployment_id("no-such-flow/quickstart")
+    with pytest.raises(ApiError, match="does not answer"):
+        PrefectApi("http://127.0.0.1:9/api").call("GET", "/health")
