@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from fixtures.emoji_tree import smoke_overrides, write_emoji_tree
 
 from dataset_build.errors import BuildError, UsageError
 from dataset_build.recipe import inputs_digest, load_recipe, shipped_recipes
+from tests.fixtures.emoji_tree import smoke_overrides, write_emoji_tree
 
 
 @pytest.mark.parametrize("name", shipped_recipes())

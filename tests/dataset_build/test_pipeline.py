@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from fixtures.emoji_tree import draw_face, smoke_overrides, write_emoji_tree
 
 from dataset_build import ledger, manifest, media, pipeline, schema
 from dataset_build.errors import BuildError
 from dataset_build.recipe import load_recipe
+from tests.fixtures.emoji_tree import draw_face, smoke_overrides, write_emoji_tree
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("emoji_pictures", "emoji_clips", "gestures", "jokes", "sarcastic_jokes")

@@ -8,7 +8,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from fixtures.emoji_tree import write_emoji_tree
 
 from dataset_build import quality, sources
 from dataset_build.errors import BuildError
@@ -24,6 +23,7 @@ from dataset_build.sources import (
     sarcastic_jokes,
     texts,
 )
+from tests.fixtures.emoji_tree import write_emoji_tree
 
 REAL_SAMPLES = Path(__file__).resolve().parents[2] / ".local" / "samples"
 

@@ -7,11 +7,11 @@ import wave
 from pathlib import Path
 
 import pytest
-from fixtures.emoji_tree import write_clip
 
 from dataset_build import media, video
 from dataset_build.recipe import MediaSettings
 from dataset_build.schema import MediaRef
+from tests.fixtures.emoji_tree import write_clip
 
 SETTINGS = MediaSettings(video_frames=4, frame_side_px=32, max_seconds=20, timeout_s=30)
 
