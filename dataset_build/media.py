@@ -187,7 +187,9 @@ def _decode(data: bytes, name: str, settings: Settings) -> tuple[Image.Image, bo
         try:
             orientation, n_frames = opened.getexif().get(0x0112, 1), getattr(opened, "n_frames", 1)
         except Exception as error:  # reading metadata may already decode
-            raise MediaError("undecodable", f"{name}: {opened.format} does not decode: {_first_line(error)}") from error
+            raise MediaError(
+                "undecodable", f"{name}: {opened.format} does not decode: {_first_line(error)}"
+            ) from error
         longest = max(opened.size)
         keep = (
             opened.format in _KEPT_FORMATS

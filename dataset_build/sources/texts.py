@@ -48,7 +48,7 @@ OFFENSIVE_TAGS = frozenset(
 _COARSE = re.compile(
     r"\b(?:fuck|shit|bitch|whore|slut|nigg|rape|rapist|porn|penis|vagina|dick|boob|sex|tits?\b|cock\b|ass\b|asshole|"
     r"cunt|bastard|pussy|suicid|virgin|naked|nude|nudity|condom|contracepti|erecti|masturbat|jew|muslim|retard|hooker|"
-    r"prostitut|stripper|orgasm|breast|blowjob|hitler|nazi|pedo|incest|fat\b|obese)",
+    r"prostitut|stripper|orgasm|breast|blowjob|hitler|nazi|pedo|incest|fat\b|obese|sperm|semen|birth control|fart|crap\b|hell\b|damn)",
     re.IGNORECASE,
 )
 # What the font that Pillow carries can draw: ASCII and a few typographic marks.

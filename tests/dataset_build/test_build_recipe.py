@@ -96,6 +96,20 @@ def test_the_command_line_explains_without_a_traceback(arguments, code, message)
     assert "Traceback" not in done.stderr
 
 
+def test_a_dry_run_counts_without_writing(tmp_path):
+    write_emoji_tree(tmp_path / "tree", emoji_per_feeling=1, clips=0, texts_per_kind=2)
+    overrides = [
+        part
+        for override in smoke_overrides(tmp_path / "tree", tmp_path / "out")
+        for part in ("--set", override)
+    ]
+    line = [sys.executable, "-m", "dataset_build", "build", "smoke", *overrides, "--dry-run"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=True)
+    counts = next(row.split() for row in done.stdout.splitlines() if row.startswith("emoji_pictures"))
+    assert counts == ["emoji_pictures", "60", "48", "12", "0", "2"]
+    assert not (tmp_path / "out").exists()
+
+
 def test_sources_are_listed():
     done = subprocess.run(
         [sys.executable, "-m", "dataset_build", "sources"],
