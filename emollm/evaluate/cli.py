@@ -183,16 +183,13 @@ def print_scores(results: dict[str, Any]) -> None:
     for heading in ("n", "accuracy", *(f"above {SHORT_NAMES[name]}" for name in shown)):
         table.add_column(heading, justify="right")
     for title, entry in entries:
-        if not entry["n"]:
-            table.add_row(title, "0", entry["note"])
-            continue
-        note = f"\n[dim]{entry['note']}[/dim]" if entry.get("note") else ""
-        table.add_row(title + note, str(entry["n"]), *_cells(entry, shown, percent, points))
+        name = f"{title}\n[dim]{entry['note']}[/dim]" if entry.get("note") else title
+        table.add_row(name, str(entry["n"]), *(_cells(entry, shown, percent, points) if entry["n"] else []))
     overall = results["overall"]
     if overall["accuracy"] is not None:
         table.add_section()
         table.add_row(f"mean of {len(overall['sub_tasks'])}", "", *_cells(overall, shown, percent, points))
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     console.print(table)
     console.print(
         "[dim]below a score: 95 % intervals; above X: points of accuracy above X; ✓ where its paired interval lies above zero[/dim]"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from emollm.evaluate.plan import Shard
 from tests.emollm.evaluate.emobench import FOLDS, write_emobench
 from tests.fixtures.tiny_models import LANGUAGE, VISION, write_tiny_models
 
@@ -64,3 +66,28 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory, bench: Path) -> Path:
     }  # fmt: skip
     (folder / "model" / "training.json").write_text(json.dumps(training))
     return folder / "model"
+
+
+def in_this_process(shards: Sequence[Shard], job: Any, workers: int) -> Iterator[int]:
+    """Scores shards as an actor does, without the processes around it."""
+    from emollm.evaluate.run import ShardScorer
+
+    scorer = ShardScorer(job)
+    for shard in shards:
+        scorer.score(shard)
+        yield len(shard.questions)
+
+
+@pytest.fixture(scope="session")
+def evaluation(bench: Path, model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One whole evaluation in batches of 8."""
+    from emollm.config import EvaluateRecipe
+    from emollm.evaluate import run
+    from emollm.evaluate.results import evaluate
+
+    out = tmp_path_factory.mktemp("evaluation")
+    recipe = EvaluateRecipe.model_validate({"bootstrap": {"samples": 200}})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "_on_ray", in_this_process)
+        evaluate(str(model_dir), str(bench), str(out), recipe)
+    return out

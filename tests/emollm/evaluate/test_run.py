@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,12 @@ import pytest
 
 from emollm.config import EvaluateRecipe
 from emollm.evaluate import run
-from emollm.evaluate.plan import Shard
 from emollm.evaluate.protocol import EvaluationError, read_rows, select_rows
 from emollm.evaluate.results import evaluate
+from tests.emollm.evaluate.conftest import in_this_process
 from tests.emollm.evaluate.emobench import FOLDS
 
 SUB_TASKS = ("emo_c", "emo_o", "intent", "hate", "humor", "sarcasm")
-
-
-def in_this_process(shards: Sequence[Shard], job: run.Job, workers: int) -> Iterator[int]:
-    scorer = run.ShardScorer(job)
-    for shard in shards:
-        scorer.score(shard)
-        yield len(shard.questions)
 
 
 @pytest.fixture
@@ -53,30 +45,20 @@ def predictions(out: Path) -> list[tuple[Any, ...]]:
     return [tuple(row[name] for name in names) for row in rows]
 
 
-@pytest.fixture(scope="module")
-def whole(bench: Path, model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One whole evaluation with batches of 8."""
-    out = tmp_path_factory.mktemp("evaluation")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "_on_ray", in_this_process)
-        evaluate(str(model_dir), str(bench), str(out), recipe())
-    return out
-
-
-def test_every_test_row_has_exactly_one_record(whole: Path, bench: Path) -> None:
+def test_every_test_row_has_exactly_one_record(evaluation: Path, bench: Path) -> None:
     rows = read_rows(str(bench), json.loads((bench / "manifest.json").read_text()))
     asked, left_out = select_rows(rows, "test", SUB_TASKS, None, range(FOLDS))
-    records = pq.read_table(whole / "samples.parquet").to_pylist()
+    records = pq.read_table(evaluation / "samples.parquet").to_pylist()
     assert [record["uid"] for record in records] == sorted(row.uid for row in asked)
     assert len(records) == 24 * 2 * 2 + 6 + 8 + 12 and not left_out
     assert {record["status"] for record in records if record["sub_task"] != "emo_o"} == {"ok"}
     assert all(len(record["scores"]) == len(record["options"]) for record in records if record["options"])
 
 
-def test_results_follow_the_published_schema(whole: Path) -> None:
+def test_results_follow_the_published_schema(evaluation: Path) -> None:
     jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
     schema = json.loads((Path(run.__file__).parent / "results.schema.json").read_text())
-    results = json.loads((whole / "results.json").read_text())
+    results = json.loads((evaluation / "results.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(results, schema)
     del results["sub_tasks"]["emo_c"]["ci95"]
@@ -84,8 +66,8 @@ def test_results_follow_the_published_schema(whole: Path) -> None:
         jsonschema.validate(results, schema)
 
 
-def test_demonstrations_stay_out_of_the_mean_and_hate_is_listed(whole: Path) -> None:
-    results = json.loads((whole / "results.json").read_text())
+def test_demonstrations_stay_out_of_the_mean_and_hate_is_listed(evaluation: Path) -> None:
+    results = json.loads((evaluation / "results.json").read_text())
     tasks = results["sub_tasks"]
     assert tasks["hate"] == {
         "n": 0, "accuracy": None, "ci95": None, "macro_f1": None, "uar": None, "note": "no openly licensed sample",
@@ -98,28 +80,30 @@ def test_demonstrations_stay_out_of_the_mean_and_hate_is_listed(whole: Path) -> 
     assert set(tasks["emo_c"]["baselines"]) == {"majority", "text_only", "untrained"}
 
 
-def test_pictures_change_the_answers_and_withholding_them_does_not_crash(whole: Path) -> None:
-    records = pq.read_table(whole / "samples.parquet").to_pylist()
+def test_pictures_change_the_answers_and_withholding_them_does_not_crash(evaluation: Path) -> None:
+    records = pq.read_table(evaluation / "samples.parquet").to_pylist()
     assert any(record["answer"] != record["text_only_answer"] for record in records)
     assert any(record["answer"] != record["untrained_answer"] for record in records)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 7, 32])
 def test_batch_size_changes_no_prediction(
-    batch_size: int, whole: Path, bench: Path, model_dir: Path, tmp_path: Path, without_ray: None
+    batch_size: int, evaluation: Path, bench: Path, model_dir: Path, tmp_path: Path, without_ray: None
 ) -> None:
     evaluate(str(model_dir), str(bench), str(tmp_path), recipe(batch_size=batch_size))
-    assert predictions(tmp_path) == predictions(whole)
-    ours, theirs = (pq.read_table(out / "samples.parquet")["scores"].to_pylist() for out in (tmp_path, whole))
+    assert predictions(tmp_path) == predictions(evaluation)
+    ours, theirs = (
+        pq.read_table(out / "samples.parquet")["scores"].to_pylist() for out in (tmp_path, evaluation)
+    )
     for mine, other in zip(ours, theirs, strict=True):
         assert mine == pytest.approx(other, abs=1e-5)
 
 
 def test_a_killed_evaluation_scores_only_what_is_missing(
-    whole: Path, bench: Path, model_dir: Path, tmp_path: Path, without_ray: None
+    evaluation: Path, bench: Path, model_dir: Path, tmp_path: Path, without_ray: None
 ) -> None:
-    total = json.loads((whole / "results.json").read_text())["scoring"]["questions"]
-    shutil.copytree(whole / "answers", tmp_path / "answers")
+    total = json.loads((evaluation / "results.json").read_text())["scoring"]["questions"]
+    shutil.copytree(evaluation / "answers", tmp_path / "answers")
     lost = sorted((tmp_path / "answers").iterdir())[:2]
     n_lost = sum(pq.read_metadata(path).num_rows for path in lost)
     for path in lost:
@@ -127,13 +111,13 @@ def test_a_killed_evaluation_scores_only_what_is_missing(
     (tmp_path / "answers" / f"{'0' * 32}.parquet.12345678.partial").write_bytes(b"half a file")
     results = evaluate(str(model_dir), str(bench), str(tmp_path), recipe())
     assert (results["scoring"]["questions"], results["scoring"]["scored"]) == (total, n_lost)
-    assert predictions(tmp_path) == predictions(whole)
+    assert predictions(tmp_path) == predictions(evaluation)
 
 
 def test_a_change_after_scoring_asks_no_model_again(
-    whole: Path, bench: Path, model_dir: Path, tmp_path: Path, without_ray: None
+    evaluation: Path, bench: Path, model_dir: Path, tmp_path: Path, without_ray: None
 ) -> None:
-    shutil.copytree(whole / "answers", tmp_path / "answers")
+    shutil.copytree(evaluation / "answers", tmp_path / "answers")
     results = evaluate(
         str(model_dir), str(bench), str(tmp_path), recipe(bootstrap={"samples": 300, "seed": 1})
     )
@@ -172,10 +156,10 @@ def test_missing_folders_are_named(bench: Path, model_dir: Path, tmp_path: Path)
 
 
 def test_number_of_ray_workers_changes_no_prediction(
-    ray_session: Any, whole: Path, bench: Path, model_dir: Path, tmp_path: Path
+    ray_session: Any, evaluation: Path, bench: Path, model_dir: Path, tmp_path: Path
 ) -> None:
     for workers in (1, 2):
         out = tmp_path / str(workers)
         results = evaluate(str(model_dir), str(bench), str(out), recipe(workers=workers))
         assert results["scoring"]["scored"] == results["scoring"]["questions"]
-        assert predictions(out) == predictions(whole)
+        assert predictions(out) == predictions(evaluation)
