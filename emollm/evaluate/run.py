@@ -287,7 +287,8 @@ def _on_ray(shards: Sequence[Shard], job: Job, workers: int) -> Iterator[int]:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_options.verbose_progress = False
-        texts = [{"shard": json.dumps(shard.to_json())} for shard in shards]
+        by_model = sorted(shards, key=lambda shard: shard.model)  # so that an actor loads each model once
+        texts = [{"shard": json.dumps(shard.to_json())} for shard in by_model]
         answered = ray.data.from_items(texts, override_num_blocks=len(texts)).map_batches(
             ShardScorer,
             fn_constructor_args=(dataclasses.replace(job, threads=threads, folder=os.getcwd()),),

@@ -140,6 +140,9 @@ def test_report_works_in_a_browser(browser: Any, evaluation: Path, width: int) -
     samples = pq.read_table(evaluation / "samples.parquet").to_pylist()
 
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.evaluate(
+        "[...document.querySelectorAll('.card')].every(card => card.scrollWidth <= card.clientWidth)"
+    )
     assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
     assert page.locator("#count").inner_text().startswith(f"{len(samples)} samples")
 
