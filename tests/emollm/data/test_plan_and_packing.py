@@ -1,0 +1,127 @@
+"""Every row exactly once on any number of ranks; packed equals unpacked."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from emollm.config import TrainRecipe
+from emollm.data.collate import collate, encode_sample
+from emollm.data.loader import DataError, available_folds, epoch_rows, plan_epoch, plan_training, read_table, training_table
+from emollm.data.packing import first_fit, pack
+from emollm.train.build import initial_model
+
+
+def plans(rows: list[int], lengths: list[int], world: int, batch: int, micro: int) -> list[list]:
+    return [
+        plan_epoch(rows, lengths, epoch=0, batch_size=batch, micro_batch=micro, world_size=world, rank=rank)
+        for rank in range(world)
+    ]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_1003_rows_are_seen_exactly_once_an_epoch(world: int) -> None:
+    keys = ["a/emo_c"] * 1003
+    lengths = [40 + number % 37 for number in range(1003)]
+    for epoch in range(3):
+        rows = epoch_rows(keys, {}, seed=1, epoch=epoch)
+        ranks = plans(rows, lengths, world, batch=8, micro=3)
+        seen = Counter(number for plan in ranks for step in plan for batch in step.micro_batches for number in batch)
+        assert seen == Counter(range(1003))
+        assert len({len(plan) for plan in ranks}) == 1
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    count=st.integers(1, 200), world=st.integers(1, 7), batch=st.integers(1, 17), micro=st.integers(1, 9), seed=st.integers(0, 5)
+)
+def test_plan_covers_every_row_once_with_equal_work(count: int, world: int, batch: int, micro: int, seed: int) -> None:
+    lengths = [(number * 7919 + seed) % 90 + 10 for number in range(count)]
+    rows = epoch_rows(["a/emo_c"] * count, {}, seed, 0)
+    ranks = plans(rows, lengths, world, batch, micro)
+    seen = [number for plan in ranks for step in plan for part in step.micro_batches for number in part]
+    assert sorted(seen) == list(range(count))
+    for steps in zip(*ranks):
+        assert len({len(step.micro_batches) for step in steps}) == 1, "all ranks have as many micro-batches"
+        sizes = [sum(len(part) for part in step.micro_batches) for step in steps]
+        assert max(sizes) - min(sizes) <= 1
+        assert all(len(part) <= micro for step in steps for part in step.micro_batches)
+
+
+def test_the_global_batches_do_not_depend_on_the_number_of_ranks() -> None:
+    lengths = [number % 13 for number in range(101)]
+    arguments = {"mix": {}, "seed": 3, "epochs": 2, "batch_size": 8, "micro_batch": 2}
+
+    def batches(world: int) -> list[set[int]]:
+        ranks = [
+            plan_training(["a/emo_c"] * 101, lengths, world_size=world, rank=rank, **arguments)  # type: ignore[arg-type]
+            for rank in range(world)
+        ]
+        return [{n for step in steps for part in step.micro_batches for n in part} for steps in zip(*ranks)]
+
+    assert batches(1) == batches(2) == batches(3)
+    assert batches(1)[:13] != batches(1)[13:], "epochs are shuffled differently"
+
+
+def test_mix_takes_all_rows_equally_often_over_the_epochs() -> None:
+    keys = ["a/emo_c"] * 10 + ["b/humor"] * 9
+    seen: Counter[int] = Counter()
+    for epoch in range(9):
+        rows = epoch_rows(keys, {"b/humor": 4}, seed=0, epoch=epoch)
+        assert len(rows) == 14
+        seen.update(rows)
+    assert all(seen[number] == 9 for number in range(10))
+    assert all(seen[number] == 4 for number in range(10, 19))
+    assert len(epoch_rows(keys, {"a/emo_c": 0.5}, 0, 0)) == 5 + 9
+    with pytest.raises(DataError, match="mix names c/emo_c"):
+        epoch_rows(keys, {"c/emo_c": 1}, 0, 0)
+
+
+def test_protocols_follow_the_folds(tiny_recipe: TrainRecipe) -> None:
+    rows = read_table(tiny_recipe.data, ["train", "val", "test"]).to_pylist()
+    assert available_folds(tiny_recipe.data) == [0, 1]
+    for fold in (0, 1):
+        trained = set(training_table(tiny_recipe.data, fold).column("uid").to_pylist())
+        for row in rows:
+            expected = row["fold"] != fold if row["fold"] is not None else row["split"] == "train"
+            assert (row["uid"] in trained) == expected
+
+
+@settings(max_examples=100, deadline=None)
+@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=40), capacity=st.integers(1, 100))
+def test_first_fit_keeps_every_row_and_the_capacity(lengths: list[int], capacity: int) -> None:
+    bins = first_fit(lengths, capacity)
+    assert sorted(i for one in bins for i in one) == list(range(len(lengths)))
+    assert all(sum(lengths[i] for i in one) <= capacity or len(one) == 1 for one in bins)
+    half_empty = [one for one in bins if sum(lengths[i] for i in one) <= capacity // 2]
+    assert len(half_empty) <= 1
+
+
+def test_packed_and_padded_batches_give_the_same_loss_and_gradients(tiny_recipe: TrainRecipe) -> None:
+    model, processor = initial_model(tiny_recipe, 0)
+    rows = [
+        encode_sample(row, processor, supervise=True) for row in read_table(tiny_recipe.data, ["train"]).to_pylist()[:7]
+    ]
+    assert any(frames for row in rows for frames in row.media_frames), "one of them is a video"
+
+    def loss_and_gradients(batch: dict) -> tuple[float, list[torch.Tensor]]:
+        model.zero_grad()
+        loss = model(**batch, supervised_only=True).loss
+        loss.backward()
+        return float(loss), [p.grad.clone() for p in model.parameters() if p.requires_grad]
+
+    padded = loss_and_gradients(collate(rows, processor.pad_id))
+    for capacity in (0, 200, 100_000):
+        bins = first_fit([len(row.input_ids) for row in rows], capacity)
+        batch: dict = pack(rows, bins, processor.pad_id)
+        order = [rows[i] for one in bins for i in one]
+        batch["pixel_values"] = torch.stack([picture for row in order for picture in row.pictures])
+        batch["media_frames"] = [frames for row in order for frames in row.media_frames]
+        packed = loss_and_gradients(batch)
+        assert packed[0] == pytest.approx(padded[0], abs=1e-5)
+        for ours, theirs in zip(packed[1], padded[1]):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)

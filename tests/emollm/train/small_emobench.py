@@ -1,0 +1,81 @@
+"""A small EmoBench on disk: drawn pictures, a video, four folds by emoji, and rows without folds."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image, ImageDraw
+
+from dataset_build.provenance import sha256_of_bytes, sha256_of_file, sha256_of_json
+from dataset_build.schema import SCHEMA_VERSION, sample_schema
+
+LABELS = ("joy", "sadness", "anger", "fear")
+_COLOURS = {"joy": "gold", "sadness": "navy", "anger": "red", "fear": "purple"}
+
+
+def picture(label: str, seed: int, side: int = 32) -> bytes:
+    """A PNG whose background tells the label."""
+    drawing = Image.new("RGB", (side, side), _COLOURS.get(label, "grey"))
+    rng = random.Random(seed)
+    ImageDraw.Draw(drawing).ellipse([rng.randrange(12), rng.randrange(12), 20 + rng.randrange(10), 30], fill="white")
+    stream = io.BytesIO()
+    drawing.save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def sample(number: int, *, fold: int | None, split: str, label: str, frames: int = 0, **changes: Any) -> dict[str, Any]:
+    """One row with the columns of `sample_schema()`."""
+    order = list(LABELS)
+    random.Random(number).shuffle(order)
+    lettered = " ".join(f"({chr(65 + i)}) {option}" for i, option in enumerate(order))
+    data = [picture(label, 10 * number + i) for i in range(max(1, frames))]
+    media = {
+        "kind": "video" if frames else "image", "data": data, "sha256": sha256_of_bytes(b"".join(data)),
+        "phash": f"{number:016x}", "width": 32, "height": 32, "duration_s": None, "fps": None, "sample_rate": None,
+    }  # fmt: skip
+    words = "Which emotion does this show?" + " Choose the feeling you see." * (number % 3)
+    row: dict[str, Any] = {name: None for name in sample_schema().names}
+    row |= {
+        "uid": f"drawn/all/{number:04d}", "source": "drawn", "sub_task": "emo_c", "split": split, "fold": fold,
+        "messages": [
+            {"role": "user", "content": f"{words}\nOptions: {lettered}\n{'<video>' if frames else '<image>'}"}
+        ],
+        "options": order, "answer": label, "other_answers": [], "media": [media],
+        "group_keys": {"emoji": str(number)}, "demonstration": False, "n_text_tokens": None,
+        "provenance": dict.fromkeys(
+            ("adapter_version", "media_settings", "template_id", "label_rule", "native_label", "licence_tag"), "test"
+        ),
+    }  # fmt: skip
+    return row | changes
+
+
+def write_emobench(folder: Path, rows: int = 32, folds: int = 2) -> Path:
+    """Write a finished EmoBench; every fifth row is a video of two frames, every seventh has no fold."""
+    samples = []
+    for number in range(rows):
+        free = number % 7 == 6
+        fold = None if free else number % folds
+        split = ("test" if number % 2 else "train") if free else ("test" if fold == 0 else "train")
+        source = "free" if free else "drawn"
+        samples.append(
+            sample(
+                number, fold=fold, split=split, label=LABELS[(number // folds) % len(LABELS)],
+                frames=2 if number % 5 == 4 else 0, source=source, uid=f"{source}/all/{number:04d}",
+            )
+        )  # fmt: skip
+    files = {}
+    for split in ("train", "test"):
+        chosen = [{**row, "group_keys": list(row["group_keys"].items())} for row in samples if row["split"] == split]
+        path = folder / split / "drawn-00000.parquet"
+        path.parent.mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist(chosen, schema=sample_schema()), path)
+        files[f"{split}/{path.name}"] = {"sha256": sha256_of_file(str(path)), "rows": len(chosen)}
+    manifest = {"schema_version": SCHEMA_VERSION, "digest": sha256_of_json(files), "files": files}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
