@@ -9,8 +9,8 @@ which the report says beside those sub-tasks.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from emollm.evaluate.protocol import EvaluationError, Row, is_training_row, protocol_of
 
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# Inverse regularisation strength of the probe on standardised features; fixed, never chosen on test rows.
-PROBE_C = 0.01
+# Inverse regularisation strengths of the probe on standardised features, and how the best of them is found.
+PROBE_STRENGTHS = (0.001, 0.01, 0.1, 1.0)
+PROBE_INNER_FOLDS = 4
 
 
 def majority_answers(rows: Sequence[Row], asked: Sequence[Row]) -> list[str]:
@@ -49,21 +50,19 @@ def majority_answers(rows: Sequence[Row], asked: Sequence[Row]) -> list[str]:
 
 
 def linear_probe_answers(
-    rows: Sequence[Row], asked: Sequence[Row], feature_of: dict[str, NDArray[np.float32]]
+    rows: Sequence[Row],
+    asked: Sequence[Row],
+    feature_of: Mapping[str, NDArray[np.float32]],
+    group_of: Mapping[str, str],
 ) -> list[str]:
     """For each asked row the answer of a logistic regression on mean features of the frozen vision tower.
 
-    One regression per protocol and sub-task, fitted on the rows that protocol trains on. `feature_of` maps a medium's
-    sha256 to its feature vector (D); a row is represented by the mean over its media. It shows what the pictures alone
-    give to the simplest reader, and so where the data, not the model, is the ceiling.
+    One regression per protocol and sub-task, fitted on the rows that protocol trains on; its regularisation is chosen there
+    too, by cross-validation over groups. `feature_of` maps a medium's sha256 to its feature vector (D), `group_of` a uid
+    to its group. It shows what the pictures alone give to the simplest reader, and so where the data, not the model, is the
+    ceiling. Raises EvaluationError where there is nothing to learn from.
     """
     import numpy as np
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    def features(some: Sequence[Row]) -> NDArray[np.float32]:
-        return np.stack([np.mean([feature_of[sha] for sha in row.media_sha256], axis=0) for row in some])
 
     found: dict[str, str] = {}
     for protocol, sub_task in sorted({(protocol_of(row), row.sub_task) for row in asked}):
@@ -72,12 +71,29 @@ def linear_probe_answers(
             key=lambda row: row.uid,
         )
         test = [row for row in asked if (protocol_of(row), row.sub_task) == (protocol, sub_task)]
-        labels = sorted({row.answer for row in train})
-        if len(labels) < 2:
+        n_labels = len({row.answer for row in train})
+        if n_labels < 2:
             raise EvaluationError(
-                f"{sub_task}, protocol {protocol}: {len(labels)} label(s) to train a probe on; leave it out"
+                f"{sub_task}, protocol {protocol}: {n_labels} label(s) to train a linear probe on; set linear_probe=false"
             )
-        probe = make_pipeline(StandardScaler(), LogisticRegression(C=PROBE_C, max_iter=2000))
-        probe.fit(features(train), [row.answer for row in train])
-        found.update(zip((row.uid for row in test), map(str, probe.predict(features(test))), strict=True))
+        features_ND = np.stack([feature_of[row.media_sha256[0]] for row in train])
+        probe = _fitted_probe(
+            features_ND, [row.answer for row in train], [group_of[row.uid] for row in train]
+        )
+        said = probe.predict(np.stack([feature_of[row.media_sha256[0]] for row in test]))
+        found.update(zip((row.uid for row in test), map(str, said), strict=True))
     return [found[row.uid] for row in asked]
+
+
+def _fitted_probe(features_ND: NDArray[np.float32], answers: list[str], groups: list[str]) -> Any:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV, GroupKFold
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=PROBE_STRENGTHS[1], max_iter=2000))
+    inner = min(PROBE_INNER_FOLDS, len(set(groups)))
+    if inner < 2:
+        return probe.fit(features_ND, answers)
+    grid = {"logisticregression__C": list(PROBE_STRENGTHS)}
+    return GridSearchCV(probe, grid, cv=GroupKFold(inner)).fit(features_ND, answers, groups=groups)

@@ -30,6 +30,7 @@ _AFTER_SCORING = ("emollm/train", "emollm/recipes", "emollm/__main__", "emollm/c
         "records",
         "report",
         "results",
+        "thumbnails",
         "synonyms",
     )
 )

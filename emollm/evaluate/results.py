@@ -175,10 +175,7 @@ def _answers(
         given = run.answers_for(work_plan, answers, name, asked)
         said[name] = [records.text_of(row, answer) for row, answer in zip(asked, given, strict=True)]
     if probed_asked:
-        probe = dict(
-            zip((r.uid for r in probed_asked), baselines.linear_probe_answers(probed, probed_asked, features))
-        )
-        said["linear_probe"] = [probe.get(row.uid) for row in asked]
+        said["linear_probe"] = _probe_answers(asked, probed, probed_asked, features, manifest)
     return run.answers_for(work_plan, answers, plan.MODEL, asked), said, work
 
 
@@ -186,3 +183,24 @@ def _synonyms_version() -> str:
     from emollm.evaluate.open_set import load_table
 
     return load_table().version
+
+
+def _probe_answers(
+    asked: Sequence[Any],
+    probed: Sequence[Any],
+    probed_asked: Sequence[Any],
+    features: Any,
+    manifest: dict[str, Any],
+) -> list[str | None]:
+    """The linear probe's answer to each asked row of its sub-task, None for the others."""
+    from emollm.evaluate.baselines import linear_probe_answers
+    from emollm.evaluate.metrics import linked_groups
+    from emollm.evaluate.protocol import cluster_keys
+
+    uids = [row.uid for row in probed]
+    groups = dict(
+        zip(uids, linked_groups([cluster_keys(row, manifest) for row in probed], uids), strict=True)
+    )
+    answers = linear_probe_answers(probed, probed_asked, features, groups)
+    by_uid = dict(zip((row.uid for row in probed_asked), answers, strict=True))
+    return [by_uid.get(row.uid) for row in asked]

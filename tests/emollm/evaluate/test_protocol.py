@@ -94,11 +94,12 @@ def test_linear_probe_never_sees_the_features_of_its_test_fold() -> None:
         code = np.zeros(9, dtype=np.float32)
         code[fold * 3 + made.options.index(answer)] = 1
         features[made.media_sha256[0]] = np.concatenate([code, generator.normal(size=4).astype(np.float32)])
-    guessed = linear_probe_answers(rows, rows, features)
+    groups = {made.uid: made.uid for made in rows}
+    guessed = linear_probe_answers(rows, rows, features, groups)
     assert np.mean([made.answer == said for made, said in zip(rows, guessed)]) < 0.6
     seen = [replace(made, fold=None, split="train") for made in rows]
     tested = [replace(made, uid=f"t{made.uid}", fold=None, split="test") for made in rows]
-    assert linear_probe_answers(seen + tested, tested, features) == [made.answer for made in tested]
+    assert linear_probe_answers(seen + tested, tested, features, groups) == [made.answer for made in tested]
 
 
 def test_clusters_follow_the_split_key_and_near_duplicates_not_descriptions() -> None:
