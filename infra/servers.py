@@ -209,6 +209,15 @@ def answers(url: str, headers: Mapping[str, str] | None = None, timeout_s: float
 # --- Ray -----------------------------------------------------------------------------------------------------------
 
 
+_RAY_SETTINGS = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Whatever its name says: where this is off, Ray keeps 127.0.0.1 as the node's address, in servers and clients alike.
+    # Otherwise it replaces it by the machine's address, and its ports can be reached from the network.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+}
+
+
 @dataclass(frozen=True)
 class RayHead:
     """A local Ray head: its process, the address for `ray.init`, the dashboard (Jobs API), where its files are."""
@@ -225,9 +234,8 @@ class RayHead:
         return {
             "RAY_ADDRESS": self.address,
             "RAY_API_SERVER_ADDRESS": self.dashboard_url,
-            "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": self.token_path,
-            "RAY_USAGE_STATS_ENABLED": "0",
+            **_RAY_SETTINGS,
         }
 
     def healthy(self) -> bool:
@@ -256,9 +264,8 @@ def start_ray_head(
     env = clean_environment(
         {
             "OMP_NUM_THREADS": "1",
-            "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
-            "RAY_USAGE_STATS_ENABLED": "0",
+            **_RAY_SETTINGS,
             **(extra_env or {}),
         }
     )
