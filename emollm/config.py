@@ -45,7 +45,9 @@ class FoundationConfig(Component):
     family: Literal["composed"] = "composed"
     vision: str
     language: str
-    image_size: int = Field(112, ge=8, description="pixels; pictures are resized to a square of this side")
+    image_size: int = Field(
+        default=112, ge=8, description="pixels; pictures are resized to a square of this side"
+    )
 
 
 class MVPConfig(Component):
@@ -53,12 +55,16 @@ class MVPConfig(Component):
 
     content: bool = True
     relation: bool = True
-    width: int = Field(128, ge=4, description="inner width of the content and relation perspectives")
-    heads: int = Field(4, ge=1)
-    content_queries: int = Field(8, ge=1, description="K learned queries of the content perspective")
-    neighbours: int = Field(4, ge=0, description="nearest patches in feature space, beside the spatial ones")
-    tokens_per_image: int = Field(16, ge=1, description="a square number; patches are averaged down to it")
-    tokens_per_frame: int = Field(4, ge=1, description="the same for one frame of a video")
+    width: int = Field(default=128, ge=4, description="inner width of the content and relation perspectives")
+    heads: int = Field(default=4, ge=1)
+    content_queries: int = Field(default=8, ge=1, description="K learned queries of the content perspective")
+    neighbours: int = Field(
+        default=4, ge=0, description="nearest patches in feature space, beside the spatial ones"
+    )
+    tokens_per_image: int = Field(
+        default=16, ge=1, description="a square number; patches are averaged down to it"
+    )
+    tokens_per_frame: int = Field(default=4, ge=1, description="the same for one frame of a video")
 
     @model_validator(mode="after")
     def _check(self) -> MVPConfig:
@@ -72,18 +78,19 @@ class MVPConfig(Component):
 
 
 class LoRAConfig(Component):
-    rank: int = Field(16, ge=1)
-    alpha: float = 32.0
+    rank: int = Field(default=16, ge=1)
+    alpha: int = Field(default=32, ge=1)
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class AlignConfig(Component):
     """Stage 1: the mean visual token is pulled towards the LM's input embedding of the label word (supervised)."""
 
-    steps: int = Field(150, ge=0)
-    batch_size: int = Field(64, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
-    temperature: float = Field(0.07, gt=0)
+    steps: int = Field(default=150, ge=0)
+    batch_size: int = Field(default=32, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    temperature: float = Field(default=0.07, gt=0)
     sub_tasks: tuple[str, ...] = ("emo_c", "emo_o", "intent")
 
     @model_validator(mode="after")
@@ -95,47 +102,53 @@ class AlignConfig(Component):
 class TuneConfig(Component):
     """Stage 2: MVP in full and LoRA on the language model; loss on the answers only."""
 
-    epochs: int = Field(1, ge=1)
-    batch_size: int = Field(8, ge=1, description="rows per optimizer step, over all workers together")
-    micro_batch: int = Field(8, ge=1, description="rows per forward pass of one worker")
+    epochs: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=8, ge=1, description="rows per optimizer step, over all workers together")
+    micro_batch: int = Field(default=8, ge=1, description="rows per forward pass of one worker")
     packing: bool = True
-    pack_tokens: int = Field(512, ge=1, description="a packed sequence holds at most this many tokens")
-    learning_rate: float = Field(5e-4, gt=0, description="of the language model's LoRA weights")
-    projector_learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
-    warmup_share: float = Field(0.1, ge=0, lt=1, description="share of the steps with a rising learning rate")
+    pack_tokens: int = Field(
+        default=512, ge=1, description="a packed sequence holds at most this many tokens"
+    )
+    learning_rate: float = Field(default=5e-4, gt=0, description="of the language model's LoRA weights")
+    projector_learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup_share: float = Field(
+        default=0.1, ge=0, lt=1, description="share of the steps with a rising learning rate"
+    )
     final_share: float = Field(
-        0.1, ge=0, le=1, description="the cosine ends at this share of the learning rate"
+        default=0.1, ge=0, le=1, description="the cosine ends at this share of the learning rate"
     )
-    clip_norm: float = Field(1.0, ge=0, description="0 switches gradient clipping off")
+    clip_norm: float = Field(default=1.0, ge=0, description="0 switches gradient clipping off")
     cache_gib: float = Field(
-        2.0, ge=0, description="memory per worker for features of the frozen vision tower"
+        default=2.0, ge=0, description="memory per worker for features of the frozen vision tower"
     )
-    log_every: int = Field(2, ge=1, description="steps between two log lines (and reports to Ray)")
+    log_every: int = Field(default=2, ge=1, description="steps between two log lines (and reports to Ray)")
 
 
 class DeepSpeedConfig(Component):
     stage: Literal[0, 1, 2, 3] = 2
     offload_optimizer: bool = False
-    bucket_size: int = Field(50_000_000, ge=1000)
+    bucket_size: int = Field(default=50_000_000, ge=1000)
 
 
 class WorkersConfig(Component):
-    count: int = Field(2, ge=1)
-    cpus: float = Field(1, gt=0)
-    gpus: float = Field(0, ge=0)
-    threads: int = Field(1, ge=1, description="OpenMP threads of one worker")
-    memory_gib: float = Field(3.0, gt=0, description="what Ray reserves for one worker")
-    max_failures: int = Field(3, ge=0, description="how often the worker group is started again after a loss")
+    count: int = Field(default=2, ge=1)
+    cpus: float = Field(default=1, gt=0)
+    gpus: float = Field(default=0, ge=0)
+    threads: int = Field(default=1, ge=1, description="OpenMP threads of one worker")
+    memory_gib: float = Field(default=3.0, gt=0, description="what Ray reserves for one worker")
+    max_failures: int = Field(
+        default=3, ge=0, description="how often the worker group is started again after a loss"
+    )
 
 
 class CheckpointConfig(Component):
-    every_steps: int = Field(15, ge=1)
-    keep: int = Field(2, ge=2, description="whole checkpoints kept; two, so that one can be damaged")
+    every_steps: int = Field(default=15, ge=1)
+    keep: int = Field(default=2, ge=2, description="whole checkpoints kept; two, so that one can be damaged")
 
 
 class BootstrapConfig(Component):
-    samples: int = Field(2000, ge=100)
+    samples: int = Field(default=2000, ge=100)
     seed: int = 0
 
 
@@ -144,15 +157,17 @@ class EvaluateRecipe(Component):
 
     split: Literal["test", "val", "train"] = "test"
     sub_tasks: tuple[str, ...] = SUB_TASKS
-    limit: int | None = Field(None, ge=1, description="score at most this many samples per sub-task")
-    batch_size: int = Field(8, ge=1)
-    workers: int = Field(2, ge=1)
+    limit: int | None = Field(default=None, ge=1, description="score at most this many samples per sub-task")
+    batch_size: int = Field(default=8, ge=1)
+    workers: int = Field(default=2, ge=1)
     baselines: tuple[Literal["majority", "text_only", "untrained"], ...] = (
         "majority",
         "text_only",
         "untrained",
     )
-    linear_probe: bool = Field(True, description="beside Emo-C: what the frozen tower's features alone give")
+    linear_probe: bool = Field(
+        default=True, description="beside Emo-C: what the frozen tower's features alone give"
+    )
     bootstrap: BootstrapConfig = BootstrapConfig()
 
     @model_validator(mode="after")

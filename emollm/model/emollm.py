@@ -56,8 +56,8 @@ class EmoLLMConfig(PreTrainedConfig):
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
     }
 
-    vision_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
+    vision_config: Any = None  # a PreTrainedConfig once the config is made
+    text_config: Any = None
     mvp: dict | None = None
     lora: dict | None = None
     image_token_id: int = -1
@@ -71,7 +71,7 @@ class EmoLLM(PreTrainedModel, GenerationMixin):
     config_class = EmoLLMConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _skip_keys_device_placement = ["past_key_values"]
@@ -199,8 +199,8 @@ class EmoLLM(PreTrainedModel, GenerationMixin):
             targets_BT = labels[:, 1:]
             supervised_BT = targets_BT != IGNORED
             logits = self.get_output_embeddings()(hidden_BTL[:, :-1][supervised_BT])
-            loss = _mean_loss(logits, targets_BT[supervised_BT], num_items_in_batch)
-            return CausalLMOutputWithPast(loss=loss, logits=logits)
+            mean = _mean_loss(logits, targets_BT[supervised_BT], num_items_in_batch)
+            return CausalLMOutputWithPast(loss=mean, logits=logits)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -253,11 +253,10 @@ class EmoLLM(PreTrainedModel, GenerationMixin):
             )
         return embeds_BTL.masked_scatter(place_BT.unsqueeze(-1), visual_ML.to(embeds_BTL.dtype))
 
-    def prepare_inputs_for_generation(
-        self, input_ids: Tensor, past_key_values: Any = None, **kwargs: Any
-    ) -> dict:
-        inputs = super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
-        if past_key_values is not None and past_key_values.get_seq_length() > 0:
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
+        past = inputs.get("past_key_values")
+        if past is not None and past.get_seq_length() > 0:
             for name in ("pixel_values", "patches", "media_frames"):  # they went in with the prompt
                 inputs.pop(name, None)
         return inputs

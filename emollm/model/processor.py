@@ -158,7 +158,9 @@ class EmoLLMProcessor:
             upright = Image.alpha_composite(white, rgba)
         rgb = upright.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
         pixels_HWC = np.asarray(rgb, dtype=np.float32) / 255.0
-        normal_HWC = (pixels_HWC - np.float32(self.image_mean)) / np.float32(self.image_std)
+        normal_HWC = (pixels_HWC - np.asarray(self.image_mean, np.float32)) / np.asarray(
+            self.image_std, np.float32
+        )
         return torch.from_numpy(np.ascontiguousarray(normal_HWC.transpose(2, 0, 1)))
 
     def __call__(

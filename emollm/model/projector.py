@@ -102,7 +102,8 @@ class RelationPerspective(nn.Module):
         x_NPD = self.norm(patches_NPD)
         receive_NPHZ = self.receive(x_NPD).unflatten(-1, (self.heads, -1))
         send_NPC = self.send(x_NPD)
-        send_NPEHZ = send_NPC.flatten(0, 1)[edges.index_NPE].unflatten(-1, (self.heads, -1))
+        send_XC = send_NPC.flatten(0, 1).index_select(0, edges.index_NPE.flatten())
+        send_NPEHZ = send_XC.view(*edges.index_NPE.shape, self.heads, -1)
         joint_NPEHZ = nn.functional.leaky_relu(receive_NPHZ.unsqueeze(2) + send_NPEHZ, 0.2)
         score_NPEH = (joint_NPEHZ * self.score_HZ).sum(-1) + self.edge_bias_QH[edges.type_E]
         score_NPEH = score_NPEH.masked_fill(~edges.valid_NPE.unsqueeze(-1), float("-inf"))
@@ -182,11 +183,11 @@ class MVP(nn.Module):
         """The contribution of each perspective to every visual token."""
         content_ML = relation_ML = None
         if self.content is not None and self.content_out is not None:
-            content_ML = self.content_out(self._pool(self.content(patches_NPD), media_frames))
+            content_ML = self.content_out(self.pool(self.content(patches_NPD), media_frames))
         if self.relation is not None and self.relation_out is not None:
             edges = patch_graph(patches_NPD, self.neighbours, media_frames)
-            relation_ML = self.relation_out(self._pool(self.relation(patches_NPD, edges), media_frames))
-        return Perspectives(self.scene(self._pool(patches_NPD, media_frames)), content_ML, relation_ML)
+            relation_ML = self.relation_out(self.pool(self.relation(patches_NPD, edges), media_frames))
+        return Perspectives(self.scene(self.pool(patches_NPD, media_frames)), content_ML, relation_ML)
 
     def forward(self, patches_NPD: Tensor, media_frames: Sequence[int] | None = None) -> Tensor:
         views = self.perspectives(patches_NPD, media_frames)
@@ -208,7 +209,8 @@ class MVP(nn.Module):
             if part is not None
         }
 
-    def _pool(self, x_NPX: Tensor, media_frames: Sequence[int] | None) -> Tensor:
+    def pool(self, x_NPX: Tensor, media_frames: Sequence[int] | None) -> Tensor:
+        """Average patches (N, P, X) to the visual tokens of the batch (M, X)."""
         if not media_frames or not any(media_frames):
             return average_patches(x_NPX, self.tokens_per_image).flatten(0, 1)
         parts, start = [], 0

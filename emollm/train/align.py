@@ -1,6 +1,6 @@
 """Stage 1: bring visual tokens near the words for what they show. Supervised, and without a language-model forward.
 
-The mean visual token of a sample is pulled towards the language model's input embedding of its label word and away
+Only the scene projection is trained here; content and relation stay closed until stage 2. The mean visual token of a sample is pulled towards the language model's input embedding of its label word and away
 from those of the other labels of its sub-task: cross-entropy over cosine similarities divided by a temperature. It
 uses the labels of the training rows only. Without this stage a small language model learns nothing from the pictures
 in a short run.
@@ -11,7 +11,7 @@ Shape suffixes: B rows of a batch, L width of the language model, K labels of a 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,11 @@ def align(
     words = {word: word_embedding(model, processor, word) for group in labels.values() for word in group}
     tables = {key: torch.stack([words[word] for word in group]) for key, group in labels.items()}
     centre_L = torch.stack(list(words.values())).mean(0)
-    optimizer = torch.optim.AdamW(model.projector.parameters(), lr=config.learning_rate, weight_decay=0.01)
+    scene = model.projector.scene
+    optimizer = torch.optim.AdamW(
+        scene.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+    pooled = {number: _pooled_patches(model, corpus, features, number) for number in rows}
     order = _endless(rows, seed)
     losses = []
     for step in range(config.steps):
@@ -52,7 +56,9 @@ def align(
                 1.0, (step + 1) / 10, (config.steps - step) / (config.steps * 0.5)
             )
         batch = [next(order) for _ in range(min(config.batch_size, len(rows)))]
-        mean_BL = _mean_visual_tokens(model, corpus, features, batch)
+        sizes = [len(pooled[number]) for number in batch]
+        visual_ML = scene(torch.cat([pooled[number] for number in batch]))
+        mean_BL = torch.stack([part.mean(0) for part in visual_ML.split(sizes)])
         terms = []
         for position, number in enumerate(batch):
             key = corpus.keys[number]
@@ -65,7 +71,7 @@ def align(
         loss = torch.stack(terms).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.projector.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(scene.parameters(), 1.0)
         optimizer.step()
         losses.append(float(loss.detach()))
     optimizer.zero_grad(set_to_none=True)
@@ -79,24 +85,17 @@ def word_embedding(model: EmoLLM, processor: EmoLLMProcessor, word: str) -> Tens
     return model.get_input_embeddings()(torch.tensor(ids)).float().mean(0)
 
 
-def _mean_visual_tokens(
-    model: EmoLLM, corpus: Corpus, features: Callable[[int], Tensor | None], batch: Sequence[int]
+@torch.no_grad()
+def _pooled_patches(
+    model: EmoLLM, corpus: Corpus, features: Callable[[int], Tensor | None], number: int
 ) -> Tensor:
-    """The mean visual token of each row. (B, L)"""
-    patches, frames, sizes = [], [], []
-    projector = model.projector
-    for number in batch:
-        found = features(number)
-        assert found is not None
-        media = corpus.encoded[number].media_frames
-        patches.append(found)
-        frames += media
-        sizes.append(sum(n * projector.tokens_per_frame if n else projector.tokens_per_image for n in media))
-    visual_ML = projector(torch.cat(patches), frames)
-    return torch.stack([part.mean(0) for part in visual_ML.split(sizes)])
+    """A row's patch features as the scene projection takes them: averaged to its visual tokens. (M, vision width)"""
+    found = features(number)
+    assert found is not None, "only rows with pictures are aligned"
+    return model.projector.pool(found, corpus.encoded[number].media_frames)
 
 
-def _endless(rows: Sequence[int], seed: int):
+def _endless(rows: Sequence[int], seed: int) -> Iterator[int]:
     turn = 0
     while True:
         order = list(rows)

@@ -40,8 +40,8 @@ def initial_model(recipe: TrainRecipe, seed: int) -> tuple[EmoLLM, EmoLLMProcess
     model.generation_config.eos_token_id = processor.end_id
     model.generation_config.pad_token_id = processor.pad_id
     with torch.random.fork_rng(devices=[]):
-        embeddings_VL = model.get_input_embeddings().weight
-        scene_rms = float(embeddings_VL.detach().float().pow(2).mean().sqrt())
+        embeddings_VL: torch.Tensor = model.get_input_embeddings().weight.data  # type: ignore[assignment]
+        scene_rms = float(embeddings_VL.float().pow(2).mean().sqrt())
         model.projector.reset_parameters(lambda name: torch.manual_seed(part_seed(seed, name)), scene_rms)
         for name, parameter in model.named_parameters():
             if ".lora_A." in name:

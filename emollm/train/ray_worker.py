@@ -26,11 +26,9 @@ def train_under_ray(recipe: TrainRecipe, inputs_digest: str, folds: Sequence[int
 
     started_here = not ray.is_initialized()
     if started_here:
-        local = (
-            {}
-            if os.environ.get("RAY_ADDRESS")
-            else {"include_dashboard": False, "num_cpus": _local_cpus(recipe)}
-        )
+        local: dict[str, Any] = {"include_dashboard": False, "num_cpus": _local_cpus(recipe)}
+        if os.environ.get("RAY_ADDRESS"):
+            local = {}
         ray.init(log_to_driver=True, **local)
     workers = recipe.workers
     resources = {"CPU": workers.cpus, "memory": workers.memory_gib * 2**30}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from tests.emollm.train.small_emobench import sample
 
 from emollm.config import TrainRecipe
 from emollm.data.collate import SampleError, collate, encode_sample, encode_text
 from emollm.data.masking import IGNORED, EmptyMaskError
 from emollm.prompting import SCAFFOLDS
 from emollm.train.build import initial_processor
+from tests.emollm.train.small_emobench import sample
 
 
 @pytest.fixture
@@ -41,7 +41,9 @@ def test_prompt_ends_with_the_answer_prefix_and_text_comes_first(processor) -> N
 
 
 def test_withheld_media_leave_no_places(processor) -> None:
-    encoded = encode_sample(sample(1, fold=0, split="train", label="joy"), processor, supervise=True, withhold_media=True)
+    encoded = encode_sample(
+        sample(1, fold=0, split="train", label="joy"), processor, supervise=True, withhold_media=True
+    )
     assert processor.image_token_id not in encoded.input_ids
     assert encoded.pictures == [] and encoded.media_frames == []
     assert "<image>" not in processor.decode(encoded.input_ids)
@@ -59,7 +61,9 @@ def test_emoprompt_puts_the_scaffold_first(processor) -> None:
 def test_an_answer_cut_off_or_empty_is_an_error_with_the_uid(processor) -> None:
     row = sample(7, fold=0, split="train", label="joy")
     length = len(encode_text(row, processor, supervise=True).input_ids)
-    with pytest.raises(EmptyMaskError, match=f"drawn/all/0007: the sequence has {length} tokens.*takes {length - 1}"):
+    with pytest.raises(
+        EmptyMaskError, match=f"drawn/all/0007: the sequence has {length} tokens.*takes {length - 1}"
+    ):
         encode_text(row, processor, supervise=True, max_tokens=length - 1)
 
 
@@ -85,7 +89,10 @@ def test_an_undecodable_picture_is_an_error_with_the_uid(processor) -> None:
 
 
 def test_collate_pads_on_either_side(processor) -> None:
-    rows = [encode_sample(sample(n, fold=0, split="train", label="joy"), processor, supervise=True) for n in (0, 1, 2)]
+    rows = [
+        encode_sample(sample(n, fold=0, split="train", label="joy"), processor, supervise=True)
+        for n in (0, 1, 2)
+    ]
     right, left = collate(rows, processor.pad_id), collate(rows, processor.pad_id, "left")
     for i, row in enumerate(rows):
         n = len(row.input_ids)

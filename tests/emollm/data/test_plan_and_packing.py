@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from emollm.config import TrainRecipe
 from emollm.data.collate import collate, encode_sample
-from emollm.data.loader import DataError, available_folds, epoch_rows, plan_epoch, plan_training, read_table, training_table
+from emollm.data.loader import (
+    DataError,
+    available_folds,
+    epoch_rows,
+    plan_epoch,
+    plan_training,
+    read_table,
+    training_table,
+)
 from emollm.data.packing import first_fit, pack
 from emollm.train.build import initial_model
 
@@ -30,16 +38,24 @@ def test_1003_rows_are_seen_exactly_once_an_epoch(world: int) -> None:
     for epoch in range(3):
         rows = epoch_rows(keys, {}, seed=1, epoch=epoch)
         ranks = plans(rows, lengths, world, batch=8, micro=3)
-        seen = Counter(number for plan in ranks for step in plan for batch in step.micro_batches for number in batch)
+        seen = Counter(
+            number for plan in ranks for step in plan for batch in step.micro_batches for number in batch
+        )
         assert seen == Counter(range(1003))
         assert len({len(plan) for plan in ranks}) == 1
 
 
 @settings(max_examples=150, deadline=None)
 @given(
-    count=st.integers(1, 200), world=st.integers(1, 7), batch=st.integers(1, 17), micro=st.integers(1, 9), seed=st.integers(0, 5)
+    count=st.integers(1, 200),
+    world=st.integers(1, 7),
+    batch=st.integers(1, 17),
+    micro=st.integers(1, 9),
+    seed=st.integers(0, 5),
 )
-def test_plan_covers_every_row_once_with_equal_work(count: int, world: int, batch: int, micro: int, seed: int) -> None:
+def test_plan_covers_every_row_once_with_equal_work(
+    count: int, world: int, batch: int, micro: int, seed: int
+) -> None:
     lengths = [(number * 7919 + seed) % 90 + 10 for number in range(count)]
     rows = epoch_rows(["a/emo_c"] * count, {}, seed, 0)
     ranks = plans(rows, lengths, world, batch, micro)
@@ -104,7 +120,8 @@ def test_first_fit_keeps_every_row_and_the_capacity(lengths: list[int], capacity
 def test_packed_and_padded_batches_give_the_same_loss_and_gradients(tiny_recipe: TrainRecipe) -> None:
     model, processor = initial_model(tiny_recipe, 0)
     rows = [
-        encode_sample(row, processor, supervise=True) for row in read_table(tiny_recipe.data, ["train"]).to_pylist()[:7]
+        encode_sample(row, processor, supervise=True)
+        for row in read_table(tiny_recipe.data, ["train"]).to_pylist()[:7]
     ]
     assert any(frames for row in rows for frames in row.media_frames), "one of them is a video"
 

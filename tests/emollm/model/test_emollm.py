@@ -34,7 +34,9 @@ def perturb(model: EmoLLM) -> None:
 
 @torch.no_grad()
 def test_step_0_with_perspectives_equals_step_0_without(tiny_recipe: TrainRecipe) -> None:
-    bare = tiny_recipe.model_copy(update={"mvp": tiny_recipe.mvp.model_copy(update={"content": False, "relation": False})})
+    bare = tiny_recipe.model_copy(
+        update={"mvp": tiny_recipe.mvp.model_copy(update={"content": False, "relation": False})}
+    )
     full_model, processor = initial_model(tiny_recipe, seed=3)
     bare_model, _ = initial_model(bare, seed=3)
     batch = batch_of(tiny_recipe, processor)
@@ -83,7 +85,9 @@ def test_patch_graph_has_the_neighbours_of_a_grid_and_of_a_video() -> None:
     centre = sorted(edges.index_NPE[1, 4, :8].tolist())
     assert centre == [9 + i for i in (0, 1, 2, 3, 5, 6, 7, 8)]
     nearest = edges.index_NPE[..., 8:10]
-    assert all(set((nearest[n] // 9).flatten().tolist()) == {n} for n in range(3)), "nearest are of the same picture"
+    assert all(set((nearest[n] // 9).flatten().tolist()) == {n} for n in range(3)), (
+        "nearest are of the same picture"
+    )
     here = torch.arange(27).view(3, 9, 1)
     assert not bool((nearest == here).any())
     before, after = edges.valid_NPE[..., 10], edges.valid_NPE[..., 11]
@@ -114,7 +118,9 @@ def test_pictures_and_places_must_agree(tiny_recipe: TrainRecipe) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("lora", [LoRAConfig(rank=2), None])
-def test_saved_and_loaded_gives_the_same_logits(tiny_recipe: TrainRecipe, tmp_path, lora: LoRAConfig | None) -> None:
+def test_saved_and_loaded_gives_the_same_logits(
+    tiny_recipe: TrainRecipe, tmp_path, lora: LoRAConfig | None
+) -> None:
     from transformers import AutoModelForCausalLM, AutoProcessor
 
     model, processor = initial_model(tiny_recipe.model_copy(update={"lora": lora}), 0)
@@ -174,7 +180,9 @@ def test_generation_with_a_cache_equals_step_by_step_forward(tiny_recipe: TrainR
     out = model.generate(**batch, max_new_tokens=4, do_sample=False)
     ids = batch["input_ids"]
     for _ in range(out.shape[1] - ids.shape[1]):
-        logits = model(input_ids=ids, pixel_values=batch["pixel_values"], media_frames=batch["media_frames"]).logits
+        logits = model(
+            input_ids=ids, pixel_values=batch["pixel_values"], media_frames=batch["media_frames"]
+        ).logits
         ids = torch.cat([ids, logits[:, -1:].argmax(-1)], dim=1)
     assert torch.equal(out, ids)
 
@@ -196,7 +204,13 @@ def test_other_vision_towers_fit(tiny_recipe: TrainRecipe, tmp_path, kind: str) 
     from transformers import AutoConfig, AutoModel
 
     config = AutoConfig.for_model(
-        kind, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=56, patch_size=14
+        kind,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=56,
+        patch_size=14,
     )
     AutoModel.from_config(config).save_pretrained(tmp_path / kind)
     foundation = tiny_recipe.foundation.model_copy(update={"vision": str(tmp_path / kind)})

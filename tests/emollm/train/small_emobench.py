@@ -23,13 +23,17 @@ def picture(label: str, seed: int, side: int = 32) -> bytes:
     """A PNG whose background tells the label."""
     drawing = Image.new("RGB", (side, side), _COLOURS.get(label, "grey"))
     rng = random.Random(seed)
-    ImageDraw.Draw(drawing).ellipse([rng.randrange(12), rng.randrange(12), 20 + rng.randrange(10), 30], fill="white")
+    ImageDraw.Draw(drawing).ellipse(
+        [rng.randrange(12), rng.randrange(12), 20 + rng.randrange(10), 30], fill="white"
+    )
     stream = io.BytesIO()
     drawing.save(stream, format="PNG")
     return stream.getvalue()
 
 
-def sample(number: int, *, fold: int | None, split: str, label: str, frames: int = 0, **changes: Any) -> dict[str, Any]:
+def sample(
+    number: int, *, fold: int | None, split: str, label: str, frames: int = 0, **changes: Any
+) -> dict[str, Any]:
     """One row with the columns of `sample_schema()`."""
     order = list(LABELS)
     random.Random(number).shuffle(order)
@@ -40,7 +44,7 @@ def sample(number: int, *, fold: int | None, split: str, label: str, frames: int
         "phash": f"{number:016x}", "width": 32, "height": 32, "duration_s": None, "fps": None, "sample_rate": None,
     }  # fmt: skip
     words = "Which emotion does this show?" + " Choose the feeling you see." * (number % 3)
-    row: dict[str, Any] = {name: None for name in sample_schema().names}
+    row: dict[str, Any] = dict.fromkeys(sample_schema().names)
     row |= {
         "uid": f"drawn/all/{number:04d}", "source": "drawn", "sub_task": "emo_c", "split": split, "fold": fold,
         "messages": [
@@ -71,7 +75,9 @@ def write_emobench(folder: Path, rows: int = 32, folds: int = 2) -> Path:
         )  # fmt: skip
     files = {}
     for split in ("train", "test"):
-        chosen = [{**row, "group_keys": list(row["group_keys"].items())} for row in samples if row["split"] == split]
+        chosen = [
+            {**row, "group_keys": list(row["group_keys"].items())} for row in samples if row["split"] == split
+        ]
         path = folder / split / "drawn-00000.parquet"
         path.parent.mkdir(parents=True)
         pq.write_table(pa.Table.from_pylist(chosen, schema=sample_schema()), path)

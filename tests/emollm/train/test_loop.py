@@ -27,7 +27,11 @@ def start(world: int, folder: Path, overrides: list[str], fold: int = 0) -> list
     """Start a group of training processes; an empty extension cache shows that nothing is compiled."""
     rendezvous = folder / f"rendezvous-{time.monotonic_ns()}"
     folder.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TORCH_EXTENSIONS_DIR": str(folder / "cold-extensions")}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "TORCH_EXTENSIONS_DIR": str(folder / "cold-extensions"),
+    }
     processes = []
     for rank in range(world):
         command = [sys.executable, str(RANK), str(rank), str(world), str(rendezvous), str(fold), *overrides]
@@ -86,19 +90,25 @@ def test_killed_worker_resumes_to_bit_identical_weights(overrides: list[str], tm
 
 
 @pytest.mark.parametrize("stage", [3])
-def test_world_size_and_zero_stage_do_not_change_the_training(overrides: list[str], tmp_path: Path, stage: int) -> None:
+def test_world_size_and_zero_stage_do_not_change_the_training(
+    overrides: list[str], tmp_path: Path, stage: int
+) -> None:
     alone, three = tmp_path / "alone", tmp_path / "three"
     one = finish(
-        start(1, tmp_path / "a", [*overrides, f"out={alone}", "deepspeed.stage=0", "tune.packing=false"]), tmp_path / "a"
+        start(1, tmp_path / "a", [*overrides, f"out={alone}", "deepspeed.stage=0", "tune.packing=false"]),
+        tmp_path / "a",
     )
     # Three ranks share batches of five: the last batch of an epoch leaves ranks without rows.
     more = finish(
-        start(3, tmp_path / "b", [*overrides, f"out={three}", f"deepspeed.stage={stage}", "tune.micro_batch=1"]),
+        start(
+            3, tmp_path / "b", [*overrides, f"out={three}", f"deepspeed.stage={stage}", "tune.micro_batch=1"]
+        ),
         tmp_path / "b",
     )
     assert one["samples_seen"] == more["samples_seen"]
     curves = [
-        [line["loss"] for line in read_metrics(str(out / "fold-0" / "log" / "metrics.jsonl"))] for out in (alone, three)
+        [line["loss"] for line in read_metrics(str(out / "fold-0" / "log" / "metrics.jsonl"))]
+        for out in (alone, three)
     ]
     assert curves[0] == pytest.approx(curves[1], abs=1e-5)
     assert curves[0][-1] < curves[0][0], "it learns"
@@ -123,7 +133,9 @@ def test_damaged_newest_checkpoint_falls_back_to_the_one_before(
     with pytest.raises(Stop):
         train_fold(recipe, 0, "d", report=stop_at_8)
     folder = Path(recipe.out) / "checkpoints" / "d" / "fold-0"
-    assert sorted(p.name for p in folder.glob("step-*")) == ["step-000004", "step-000006"], "rotation keeps two"
+    assert sorted(p.name for p in folder.glob("step-*")) == ["step-000004", "step-000006"], (
+        "rotation keeps two"
+    )
     assert (folder / "latest").read_text() == "step-000006\n"
     victim = next(path for path in (folder / "step-000006").glob("*.pt"))
     victim.write_bytes(victim.read_bytes()[:100])
@@ -162,8 +174,12 @@ def test_exported_fold_loads_and_its_perspectives_have_opened(tiny_recipe: Train
     assert result["perspectives"]["content"] > 0 and result["perspectives"]["relation"] > 0
     model = EmoLLM.from_pretrained(Path(tiny_recipe.out) / "fold-1")
     stored = weights(Path(tiny_recipe.out), 1)
-    assert all(torch.equal(parameter, stored[name]) for name, parameter in model.named_parameters() if name in stored)
-    assert train_fold(tiny_recipe, 1, "x") == json.loads((Path(tiny_recipe.out) / "fold-1" / "fold.json").read_text())
+    assert all(
+        torch.equal(parameter, stored[name]) for name, parameter in model.named_parameters() if name in stored
+    )
+    assert train_fold(tiny_recipe, 1, "x") == json.loads(
+        (Path(tiny_recipe.out) / "fold-1" / "fold.json").read_text()
+    )
 
 
 def test_alignment_lowers_its_loss_and_leaves_the_language_model_alone(tiny_recipe: TrainRecipe) -> None:

@@ -36,13 +36,25 @@ def test_killed_ray_worker_is_replaced_and_a_second_start_does_nothing(
     ray_cluster, tiny_overrides: list[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "model"
-    command = [sys.executable, "-m", "emollm", "train", "smoke", "--set", "tune.epochs=10", "--set", "tune.batch_size=4"]
+    command = [
+        sys.executable,
+        "-m",
+        "emollm",
+        "train",
+        "smoke",
+        "--set",
+        "tune.epochs=10",
+        "--set",
+        "tune.batch_size=4",
+    ]
     for override in [*tiny_overrides, "checkpoint.every_steps=3", "tune.log_every=5"]:
         command += ["--set", override]
     environment = {**os.environ, **ray_cluster.env, "RAY_ADDRESS": ray_cluster.address}
     log = tmp_path / "train.log"
     with log.open("w") as stream:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT
+        )
     try:
         deadline = time.monotonic() + 150
         metrics = str(out / "fold-0" / "log" / "metrics.jsonl")
@@ -62,7 +74,9 @@ def test_killed_ray_worker_is_replaced_and_a_second_start_does_nothing(
     assert "goes on at step" in said
     training = json.loads((out / "training.json").read_text())
     assert [fold["fold"] for fold in training["folds"]] == [0, 1]
-    assert all(fold["samples_seen"] == 10 * fold["rows"] and fold["world_size"] == 2 for fold in training["folds"])
+    assert all(
+        fold["samples_seen"] == 10 * fold["rows"] and fold["world_size"] == 2 for fold in training["folds"]
+    )
     assert not (out / "checkpoints").exists()
     again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     assert again.returncode == 0 and "nothing changed" in again.stdout
