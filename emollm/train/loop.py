@@ -7,7 +7,6 @@ any point and called again, it goes on from the newest whole checkpoint; on the 
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,7 +29,7 @@ from emollm.train.align import align
 from emollm.train.build import initial_model, part_seed
 from emollm.train.checkpoint import Checkpoints
 from emollm.train.deepspeed import ensure_process_group, make_engine, trained_state
-from emollm.train.metrics import MetricsWriter
+from emollm.train.metrics import MetricsWriter, read_metrics
 
 FOLD_FILE = "fold.json"
 Report = Callable[[dict[str, Any]], None]
@@ -59,6 +58,10 @@ class Fold(NamedTuple):
 
 def fold_folder(recipe: TrainRecipe, fold: int) -> str:
     return storage.join(recipe.out, f"fold-{fold}")
+
+
+def log_folder(recipe: TrainRecipe, fold: int) -> str:
+    return storage.join(fold_folder(recipe, fold), "log")
 
 
 def finished_fold(recipe: TrainRecipe, fold: int, inputs_digest: str) -> dict[str, Any] | None:
@@ -92,6 +95,7 @@ def train_fold(
         identity,
         recipe.checkpoint.keep,
     )
+    look_at_pictures(state)
     align_losses: list[float] = []
     if checkpoints.newest_whole() == 0:
         align_losses = align_fold(state)
@@ -100,16 +104,15 @@ def train_fold(
     done_steps = checkpoints.load_newest(engine)
     if done_steps and rank == 0:
         print(f"fold {fold}: goes on at step {done_steps + 1} of {len(state.steps)}", flush=True)
-    last = run_steps(state, engine, checkpoints, done_steps, report)
+    run_steps(state, engine, checkpoints, done_steps, report)
     result = {
         "inputs_digest": inputs_digest,
         "fold": fold,
         "path": f"fold-{fold}",
         "steps": len(state.steps),
-        "samples_seen": len(state.steps) and _rows_seen(state),
+        "samples_seen": _rows_seen(state),
         "rows": len(state.corpus),
         "world_size": world,
-        "final_loss": last,
         "align": {"first_loss": align_losses[0], "final_loss": align_losses[-1]} if align_losses else None,
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -146,10 +149,14 @@ def prepare(recipe: TrainRecipe, fold: int, rank: int, world: int, features: Fea
     return Fold(recipe, fold, model, processor, corpus, features, steps, rank, world)
 
 
-def align_fold(state: Fold) -> list[float]:
-    """Stage 1. First the features of all pictures that the fold will see are computed, shared among the ranks."""
+def look_at_pictures(state: Fold) -> None:
+    """Compute the features of all pictures that the fold will see, shared among the ranks."""
     numbers = _rows_looked_at(state)
     state.features.fill(state.corpus, numbers, state.model, state.processor, state.rank, state.world)
+
+
+def align_fold(state: Fold) -> list[float]:
+    """Stage 1; the loss of every step."""
     started = time.monotonic()
     losses = align(
         state.model, state.processor, state.corpus, state.row_features, state.recipe.align, state.recipe.seed
@@ -182,19 +189,17 @@ def _rows_seen(state: Fold) -> int:
 
 def run_steps(
     state: Fold, engine: Any, checkpoints: Checkpoints, done_steps: int, report: Report | None
-) -> float | None:
-    """Stage 2, from the step after `done_steps`; the mean loss of the last steps."""
+) -> None:
+    """Stage 2, from the step after `done_steps`."""
     recipe, total = state.recipe, len(state.steps)
-    folder = storage.join(fold_folder(recipe, state.number), "log")
+    folder = log_folder(recipe, state.number)
     writer = None
     if state.rank == 0:
         what = f"fold {state.number} training"
         writer = MetricsWriter(folder, what, total, done_steps, recipe.tune.log_every).__enter__()
-    losses: list[float] = []
     try:
         for number in range(done_steps, total):
             values = run_step(state, engine, number)
-            losses.append(values["loss"])
             if writer is not None:
                 writer.write(values)
             if report is not None and (
@@ -206,7 +211,6 @@ def run_steps(
     finally:
         if writer is not None:
             writer.__exit__(None, None, None)
-    return sum(losses[-5:]) / len(losses[-5:]) if losses else None
 
 
 def run_step(state: Fold, engine: Any, number: int) -> dict[str, Any]:
@@ -313,11 +317,15 @@ def export_fold(state: Fold, engine: Any, result: dict[str, Any]) -> None:
         folder = Path(fold_folder(state.recipe, state.number))
         state.model.save_pretrained(folder, state_dict=weights)
         state.processor.save_pretrained(folder)
+        last = [
+            line["loss"] for line in read_metrics(f"{log_folder(state.recipe, state.number)}/metrics.jsonl")
+        ][-5:]
+        result["final_loss"] = sum(last) / len(last)
         result["perspectives"] = measure_perspectives(state, weights)
         storage.write_json(str(folder / FOLD_FILE), result)
-    shared: list[Any] = [result.get("perspectives")]
+    shared: list[Any] = [result]
     dist.broadcast_object_list(shared, src=0)
-    result["perspectives"] = shared[0]
+    result.update(shared[0])
 
 
 def measure_perspectives(state: Fold, weights: dict[str, Tensor], most: int = 64) -> dict[str, float]:
@@ -344,8 +352,3 @@ def measure_perspectives(state: Fold, weights: dict[str, Tensor], most: int = 64
     found = [features for n in chosen if (features := state.row_features(n)) is not None]
     frames = [count for n in chosen for count in state.corpus.encoded[n].media_frames]
     return projector.opened(torch.cat(found), frames) if found else {}
-
-
-def discard_partial(recipe: TrainRecipe, fold: int) -> None:
-    """Remove a fold folder that another recipe or an earlier code left behind."""
-    shutil.rmtree(fold_folder(recipe, fold), ignore_errors=True)

@@ -81,9 +81,7 @@ def train(recipe: TrainRecipe) -> dict[str, Any]:
         return done
     storage.remove(storage.join(recipe.out, TRAINING_FILE))
     folds = chosen_folds(recipe)
-    for fold in folds:
-        if finished_fold(recipe, fold, inputs_digest) is None:
-            _remove_foreign(recipe, fold)
+    _remove_foreign(recipe, [fold for fold in folds if finished_fold(recipe, fold, inputs_digest)])
     if any(finished_fold(recipe, fold, inputs_digest) is None for fold in folds):
         print(f"training {len(folds)} folds with {recipe.workers.count} workers, {recipe.out}", flush=True)
         train_under_ray(with_absolute_paths(recipe), inputs_digest, folds)
@@ -109,11 +107,11 @@ def train(recipe: TrainRecipe) -> dict[str, Any]:
     return training
 
 
-def _remove_foreign(recipe: TrainRecipe, fold: int) -> None:
-    """Remove what another recipe, other data or other code left as this fold, but not the log of an unfinished run."""
-    folder = Path(recipe.out) / f"fold-{fold}"
-    if (folder / "fold.json").exists():
-        shutil.rmtree(folder)
+def _remove_foreign(recipe: TrainRecipe, finished: list[int]) -> None:
+    """Remove the models that another recipe, other data or other code left; logs of an unfinished run stay."""
+    for folder in Path(recipe.out).glob("fold-*"):
+        if (folder / "fold.json").exists() and folder.name not in {f"fold-{fold}" for fold in finished}:
+            shutil.rmtree(folder)
 
 
 def plot_losses(out: str, folds: list[int]) -> None:
