@@ -12,6 +12,9 @@ from dataset_build.recipe import load_recipe as load_build_recipe
 from emollm.config import TrainRecipe
 from emollm.config import load_recipe as load_train_recipe
 from flows import artifacts, registry
+from flows import build_emobench as build_emobench_flow
+from flows import evaluate_emollm as evaluate_emollm_flow
+from flows import train_emollm as train_emollm_flow
 from flows.build_emobench import build_emobench
 from flows.evaluate_emollm import evaluate_emollm
 from flows.steps import Force, Minutes, Overrides, RecipeName, stop_orphans
@@ -64,6 +67,22 @@ def retrain_emollm(
         "steps": steps,
         "evaluation": scored["out"],
     }
+
+
+def up_to_date(recipe: str, build_overrides: list[str], train_overrides: list[str]) -> bool:
+    """Whether a run would find nothing to do: every output whole and of today's inputs, its model decided upon."""
+    try:
+        build, step = build_emobench_flow.plan(recipe, build_overrides)
+        if step.up_to_date() is None:
+            return False
+        overrides = _with_data(load_train_recipe(recipe, train_overrides), build.out, train_overrides)
+        loaded, step = train_emollm_flow.plan(recipe, overrides)
+        trained = step.up_to_date()
+        scored = trained and evaluate_emollm_flow.plan(recipe, overrides)[1].up_to_date()
+    except ValueError:  # something is missing: the flow itself will say what, and what to do
+        return False
+    history = registry.read_history(registry_folder(loaded))
+    return bool(trained and scored and history and history[-1]["model_digest"] == trained["model_digest"])
 
 
 def registry_folder(recipe: TrainRecipe) -> str:

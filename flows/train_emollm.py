@@ -7,6 +7,7 @@ from typing import Any
 from prefect import flow
 
 from dataset_build import storage
+from dataset_build.provenance import sha256_of_file, sha256_of_json
 from emollm.config import TrainRecipe, load_recipe, train_inputs_digest
 from flows import artifacts
 from flows.steps import Force, Minutes, Overrides, RecipeName, Step, run_step, stop_orphans
@@ -79,10 +80,17 @@ def train_emollm(
 
 
 def _problems(out: str, training: dict[str, Any]) -> list[str]:
-    """Folds that training.json names and the folder does not hold."""
-    problems = []
+    """What training.json promises and the folder does not hold: folds, and the weights of its digest."""
     for fold in training.get("folds", []):
         config = storage.join(out, fold["path"], "config.json")
         if not storage.exists(config):
-            problems.append(f"{config} is named by training.json, but not there")
-    return problems
+            return [f"{config} is named by training.json, but not there"]
+    weights = [
+        name for name in storage.list_files(out) if name.startswith("fold-") and name.endswith(".safetensors")
+    ]
+    found = sha256_of_json({name: sha256_of_file(storage.join(out, name)) for name in weights})
+    return (
+        []
+        if found == training.get("model_digest")
+        else [f"the weights in {out} are not those of training.json"]
+    )

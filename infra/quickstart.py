@@ -50,47 +50,51 @@ def say(step: int, text: str) -> None:
     print(f"\n[{step}/{STEPS}] {text}", flush=True)
 
 
-def run(recipe: str, parameters: dict[str, Any], home: Path, with_samples: bool) -> int:
-    """Do all steps; returns the exit code. Raises QuickstartFailed or ServiceError, after stopping what was started."""
-    from infra import services as local
+def run(recipe: str, parameters: dict[str, Any], home: Path, with_samples: bool) -> None:
+    """Do all steps. Raises QuickstartFailed or ServiceError, after stopping what was started."""
     from infra.memory import PeakMemory
 
-    began = time.monotonic()
-    tree = _OwnProcesses()
+    began, tree = time.monotonic(), _OwnProcesses()
     with PeakMemory(tree) as memory:
-        started_here = False
-        services = local.Services.load(home)
-        try:
-            say(1, "samples and models")
-            if with_samples:
-                _prepare_samples()
-            say(2, "local services: Prefect server, worker, Ray head")
-            started_here = not services.all_healthy() or _left_by_dead_quickstart(home)
-            if started_here:
-                _owner_file(home).parent.mkdir(parents=True, exist_ok=True)
-                _owner_file(home).write_text(str(os.getpid()))
-            services = local.up(home)
-            tree.services = services
-            say(3, "deployments")
-            if not started_here:
-                local.register(services)
-            local.print_how_to(services)
-            say(4, f"flow retrain-emollm/{recipe}: build, train, evaluate, promote")
-            result = run_flow(services, f"retrain-emollm/{recipe}", parameters)
-            say(5, "scores")
-            summarise(recipe, parameters, result, services)
-        finally:
-            if started_here:
-                say(6, "stopping the local services (make up keeps them running)")
-                _ignoring_signals(lambda: local.down(home))
-                _owner_file(home).unlink(missing_ok=True)
-            else:
-                say(6, "the local services were up before and stay up (make down ends them)")
-    spent = time.monotonic() - began
-    print(
-        f"\nfinished after {duration(spent)}, peak memory {memory.peak_bytes / 1024**3:.1f} GiB", flush=True
-    )
-    return 0
+        say(1, "samples and models")
+        if with_samples:
+            _prepare_samples()
+        if _nothing_to_do(recipe, parameters, home):
+            print("nothing changed: data, model and scores are those of today's samples, recipes and code\n")
+            summarise(recipe, parameters)
+        else:
+            _retrain(recipe, parameters, home, tree)
+    spent, peak = duration(time.monotonic() - began), memory.peak_bytes / 1024**3
+    print(f"\nfinished after {spent}, peak memory {peak:.1f} GiB", flush=True)
+
+
+def _retrain(recipe: str, parameters: dict[str, Any], home: Path, tree: _OwnProcesses) -> None:
+    from infra import services as local
+
+    say(2, "local services: Prefect server, worker, Ray head")
+    services = local.Services.load(home)
+    ours = not services.all_healthy() or _left_by_dead_quickstart(home)
+    if ours:
+        storage.write_bytes(str(_owner_file(home)), str(os.getpid()).encode())
+    try:
+        services = local.up(home)
+        tree.services = services
+        say(3, "deployments")
+        if not ours:
+            local.register(services)
+        local.print_how_to(services)
+        say(4, f"flow retrain-emollm/{recipe}: build, train, evaluate, promote")
+        result = run_flow(services, f"retrain-emollm/{recipe}", parameters)
+        say(5, "scores")
+        summarise(recipe, parameters)
+        _print_places(services, result)
+    finally:
+        if ours:
+            say(6, "stopping the local services (`make up` keeps them running)")
+            _ignoring_signals(lambda: local.down(home))
+            _owner_file(home).unlink(missing_ok=True)
+        else:
+            say(6, "the local services were up before and stay up (`make down` ends them)")
 
 
 class _OwnProcesses:
@@ -193,40 +197,38 @@ def _cancel(api: PrefectApi, run_id: str) -> None:
         print(f"the run could not be cancelled: {error}", file=sys.stderr)
 
 
-def summarise(recipe: str, parameters: dict[str, Any], finished: dict[str, Any], services: Services) -> None:
-    """The score table, and where everything is."""
+def _nothing_to_do(recipe: str, parameters: dict[str, Any], home: Path) -> bool:
+    """Whether everything is up to date already, so that no service needs to be started to find that out."""
+    os.environ.setdefault("PREFECT_HOME", str(home / "prefect"))  # importing flows must not write elsewhere
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    from flows.retrain_emollm import up_to_date
+
+    return up_to_date(recipe, parameters.get("build_overrides", []), parameters.get("train_overrides", []))
+
+
+def summarise(recipe: str, parameters: dict[str, Any]) -> None:
+    """The score table, what was decided about the model, and where everything is."""
+    import json
+
     from emollm.config import load_recipe
     from flows.artifacts import score_rows
 
     train_recipe = load_recipe(recipe, parameters.get("train_overrides", []))
     runs = Path(train_recipe.out).parent
-    results = storage.read_json(str(runs / "evaluation" / "results.json"))
-    _print_table(score_rows(results))
+    _print_table(score_rows(storage.read_json(str(runs / "evaluation" / "results.json"))))
     history = storage.read_bytes(str(runs / "registry" / "history.jsonl")).decode().strip().splitlines()
-    import json
-
     decision = json.loads(history[-1])
-    if decision["decision"] == "unchanged":
-        print(
-            "\nnothing changed since the last run"
-            if _nothing_ran(services, finished)
-            else "\nsame model as before"
-        )
-    print(f"\nmodel: {decision['decision']} ({decision['reason']})")
-    assert services.prefect and services.ray
+    print(f"\nmodel:          {decision['decision']} ({decision['reason']})")
     print(f"report:         {(runs / 'evaluation' / 'report.html').resolve()}")
-    print(f"EmoBench card:  {(runs / 'emobench' / 'README.md').resolve()}")
+    print(f"EmoBench card:  {(Path(train_recipe.data) / 'README.md').resolve()}", flush=True)
+
+
+def _print_places(services: Services, finished: dict[str, Any]) -> None:
+    assert services.prefect and services.ray
     print(
         f"Prefect page:   {services.prefect.page_url}/runs/flow-run/{finished['id']} (while the services are up)"
     )
     print(f"Ray dashboard:  {services.ray.dashboard_url} (token: {services.ray.token_path})", flush=True)
-
-
-def _nothing_ran(services: Services, finished: dict[str, Any]) -> bool:
-    """Whether the flow said that every step was up to date."""
-    assert services.prefect
-    lines = PrefectApi(services.prefect.api_url).logs([str(finished["id"])], 0)
-    return any(line.message.startswith("nothing changed") for line in lines)
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
@@ -304,13 +306,14 @@ def main(arguments: list[str] | None = None) -> int:
     home = Path(chosen.home).resolve() if chosen.home else PROJECT_ROOT / ".local" / "services"
     os.chdir(PROJECT_ROOT)
     try:
-        return run(chosen.recipe, parameters, home, with_samples=not chosen.no_samples)
+        run(chosen.recipe, parameters, home, with_samples=not chosen.no_samples)
     except (QuickstartFailed, ServiceError, ApiError) as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
         print(f"\ninterrupted ({stop}); run the same command again to go on from here", file=sys.stderr)
         return 130
+    return 0
 
 
 if __name__ == "__main__":
