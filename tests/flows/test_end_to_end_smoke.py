@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,6 +136,21 @@ def test_a_second_run_finds_nothing_to_do(
     assert {path: path.stat().st_mtime_ns for path in before} == before
     history = (retraining.out / "registry" / "history.jsonl").read_text().splitlines()
     assert [json.loads(line)["decision"] for line in history] == ["promoted", "unchanged"]
+
+
+def test_the_quickstart_command_sees_that_without_starting_a_service(
+    retraining: Retraining, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "infra.quickstart", "--recipe", "smoke", "--no-samples"]
+    command += ["--home", str(tmp_path / "services")]
+    command += [word for value in retraining.parameters["build_overrides"] for word in ("--set-build", value)]
+    command += [word for value in retraining.parameters["train_overrides"] for word in ("--set-train", value)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert (
+        "nothing changed" in result.stdout and "overall" in result.stdout and "peak memory" in result.stdout
+    )
+    assert not (tmp_path / "services" / "state.json").exists()
 
 
 def test_a_failing_step_ends_the_flow_with_the_jobs_own_words(
