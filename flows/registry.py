@@ -19,13 +19,25 @@ KEEP = 3  # promoted models kept, the champion among them
 _EVALUATION_FILES = ("results.json", "samples.parquet", "report.html")
 
 
+LEAST_COMMON_SHARE = 0.5
+_QUESTION = ("uid", "prompt", "options", "gold_answers", "media_sha256")
+
+
 class Comparison(NamedTuple):
-    """Challenger minus champion: the mean over sub-tasks of accuracy differences on `n` rows both were asked."""
+    """Challenger minus champion: the mean over sub-tasks of accuracy differences on the `n` rows both were asked.
+
+    `left_out` counts the challenger's rows that the champion was not asked in the same words, with the same picture.
+    """
 
     diff: float
     ci95: tuple[float, float]
     n: int
+    left_out: int
     sub_tasks: dict[str, float]
+
+    @property
+    def common_share(self) -> float:
+        return self.n / max(1, self.n + self.left_out)
 
 
 def read_champion(registry: str) -> dict[str, Any] | None:
@@ -34,42 +46,40 @@ def read_champion(registry: str) -> dict[str, Any] | None:
 
 
 def compare(challenger: str, champion: str, draws: int, seed: int) -> Comparison:
-    """Paired, clustered bootstrap over two evaluation folders of the same data.
+    """Paired, clustered bootstrap over two evaluation folders, on the rows that put the same question to both.
 
-    Demonstration rows stay out. Raises ValueError unless both were asked the same rows.
+    Each model answered its rows when they were held out from it; a champion is never asked rows of newer data, which it
+    may have been trained on. Demonstration rows stay out.
     """
     from emollm.evaluate.metrics import TaskScores, mean_over_tasks
 
     ours, theirs = _correctness(challenger), _correctness(champion)
-    if ours.keys() != theirs.keys():
-        missing = len(ours.keys() ^ theirs.keys())
+    common = sorted(ours.keys() & theirs.keys())
+    if not common:
         raise ValueError(
-            f"{challenger} and {champion} were asked different rows ({missing} are in one only); evaluate both on the same data"
+            f"{challenger} and {champion} have no row in common that counts; nothing to compare them by"
         )
     gains: dict[str, tuple[list[float], list[str]]] = {}
-    for uid, (task, group, correct) in sorted(ours.items()):
+    for question in common:
+        task, group, correct = ours[question]
         values, groups = gains.setdefault(task, ([], []))
-        values.append(float(correct) - float(theirs[uid][2]))
+        values.append(float(correct) - float(theirs[question][2]))
         groups.append(group)
-    if not gains:
-        raise ValueError(f"{challenger}: only demonstration rows; nothing to decide a promotion by")
     tasks = {task: TaskScores(values, groups) for task, (values, groups) in gains.items()}
     diff, interval = mean_over_tasks(tasks, draws, seed)
     per_task = {task: sum(values) / len(values) for task, (values, _) in gains.items()}
-    return Comparison(diff, (interval.low, interval.high), len(ours), per_task)
+    return Comparison(diff, (interval.low, interval.high), len(common), len(ours) - len(common), per_task)
 
 
 def _correctness(evaluation: str) -> dict[str, tuple[str, str, bool]]:
-    """uid → (sub-task, cluster, correct) of the rows that count."""
+    """Question → (sub-task, cluster, correct) of the rows that count."""
     import pyarrow.parquet as pq
 
-    path = storage.join(evaluation, "samples.parquet")
-    with storage.open_read(path) as stream:
-        rows = pq.read_table(
-            stream, columns=["uid", "sub_task", "group", "correct", "demonstration"]
-        ).to_pylist()
+    columns = [*_QUESTION, "sub_task", "group", "correct", "demonstration"]
+    with storage.open_read(storage.join(evaluation, "samples.parquet")) as stream:
+        rows = pq.read_table(stream, columns=columns).to_pylist()
     return {
-        row["uid"]: (row["sub_task"], row["group"], row["correct"])
+        json.dumps([row[name] for name in _QUESTION]): (row["sub_task"], row["group"], row["correct"])
         for row in rows
         if not row["demonstration"]
     }
@@ -86,6 +96,11 @@ def decide(
     assert comparison is not None, "a comparison is needed where the champion is another model"
     low, high = comparison.ci95
     numbers = f"difference {comparison.diff:+.4f} [{low:+.4f}, {high:+.4f}] on {comparison.n} rows"
+    if comparison.common_share < LEAST_COMMON_SHARE:
+        return "kept", (
+            f"the data changed too much to compare: the champion was asked only {comparison.n} of "
+            f"{comparison.n + comparison.left_out} rows ({numbers}); delete champion.json to start anew"
+        )
     if low > 0:
         return "promoted", f"better than the champion: {numbers}"
     return "kept", f"not shown to be better than the champion: {numbers}"

@@ -57,7 +57,7 @@ def retrain_emollm(
     built = build_emobench(build_recipe or recipe, build_overrides, False, deadline_minutes)
     trained = train_emollm(recipe, train_overrides, force, deadline_minutes)
     scored = evaluate_emollm(recipe, train_overrides, force=force, deadline_minutes=deadline_minutes)
-    decision = _decide(recipe, train_overrides, loaded, trained["model_digest"], scored, deadline_minutes)
+    decision = _decide(loaded, trained["model_digest"], scored)
     steps = {"build": built["how"], "train": trained["how"], "evaluate": scored["how"]}
     if set(steps.values()) == {"unchanged"}:
         get_run_logger().info("nothing changed: data, code and recipes are those of the last run")
@@ -96,40 +96,26 @@ def _with_data(recipe: TrainRecipe, data: str, overrides: list[str]) -> list[str
     return overrides if same else [*overrides, f"data={data}"]
 
 
-def _decide(
-    recipe: str,
-    overrides: list[str],
-    loaded: TrainRecipe,
-    model_digest: str,
-    scored: dict[str, Any],
-    deadline_minutes: float,
-) -> dict[str, Any]:
+def _decide(loaded: TrainRecipe, model_digest: str, scored: dict[str, Any]) -> dict[str, Any]:
     """Compare with the champion, write the decision down, record it as an artifact."""
     logger, folder = get_run_logger(), registry_folder(loaded)
     champion, data = registry.read_champion(folder), data_digest(loaded.data)
     comparison = None
     if champion is not None and champion["model_digest"] != model_digest:
-        theirs = storage.join(folder, champion["evaluation"])
-        if champion["data_digest"] != data or champion.get("evaluate") != _asked(loaded):
-            # Another test set, or other questions: ask the champion what the challenger was asked.
-            theirs = storage.join(folder, "models", champion["model_digest"][:16], f"evaluation-{data[:16]}")
-            logger.info("the champion was scored on other rows; scoring it on these")
-            model = storage.join(folder, champion["model"])
-            evaluate_emollm(recipe, overrides, model=model, out=theirs, deadline_minutes=deadline_minutes)
         draws, seed = loaded.evaluate.bootstrap.samples, loaded.evaluate.bootstrap.seed
+        theirs = storage.join(folder, champion["evaluation"])
         comparison = registry.compare(scored["out"], theirs, draws, seed)
     verdict, reason = registry.decide(champion, model_digest, comparison)
     logger.info("%s: %s", verdict, reason)
     entry: dict[str, Any] = {
         "model_digest": model_digest,
         "data_digest": data,
-        "evaluate": _asked(loaded),
         "overall": scored["overall"].get("accuracy"),
         "champion": champion["model_digest"] if champion else None,
     }
     if comparison:
         entry |= {"diff": comparison.diff, "diff_ci95": list(comparison.ci95), "n": comparison.n}
-        entry["diff_per_sub_task"] = comparison.sub_tasks
+        entry |= {"left_out": comparison.left_out, "diff_per_sub_task": comparison.sub_tasks}
     record = registry.write_decision(
         folder, verdict, reason, entry, model=loaded.out, evaluation=scored["out"]
     )
@@ -139,8 +125,3 @@ def _decide(
     ]
     artifacts.record_decision(loaded.name, record, links)
     return record
-
-
-def _asked(recipe: TrainRecipe) -> dict[str, Any]:
-    """What decides which rows are asked: two evaluations that differ here are not comparable row by row."""
-    return recipe.evaluate.model_dump(mode="json", include={"split", "sub_tasks", "limit"})

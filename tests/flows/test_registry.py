@@ -18,6 +18,10 @@ def evaluation(folder: Path, correct: list[bool], first_uid: int = 0, demonstrat
     rows = [
         {
             "uid": f"emoji/all/{first_uid + number}",
+            "prompt": "Which feeling? <image>",
+            "options": ["joy", "sadness"],
+            "gold_answers": ["joy"],
+            "media_sha256": [f"{first_uid + number:064x}"],
             "sub_task": "emo_c",
             "group": f"emoji={number // 2}",
             "correct": value,
@@ -71,16 +75,23 @@ def test_a_gain_within_the_noise_is_not_promoted(tmp_path: Path) -> None:
     assert registry.decide({"model_digest": "old"}, "new", result)[0] == "kept"
 
 
-def test_different_rows_are_not_compared(tmp_path: Path) -> None:
-    one, other = (
-        evaluation(tmp_path / "one", [True] * 4),
-        evaluation(tmp_path / "other", [True] * 4, first_uid=2),
+def test_only_the_same_questions_are_compared(tmp_path: Path) -> None:
+    one = evaluation(tmp_path / "one", [True] * 40)
+    shifted = evaluation(tmp_path / "shifted", [False] * 40, first_uid=10)
+    result = registry.compare(one, shifted, draws=100, seed=0)
+    assert (result.n, result.left_out, result.diff) == (30, 10, 1.0)
+
+    mostly_new = evaluation(tmp_path / "new", [False] * 40, first_uid=30)
+    verdict, reason = registry.decide(
+        {"model_digest": "old"}, "new", registry.compare(one, mostly_new, 100, 0)
     )
-    with pytest.raises(ValueError, match="asked different rows"):
-        registry.compare(one, other, draws=100, seed=0)
+    assert verdict == "kept" and "only 10 of 40 rows" in reason
+
     demo = evaluation(tmp_path / "demo", [True] * 4, demonstration=True)
-    with pytest.raises(ValueError, match="demonstration"):
-        registry.compare(demo, demo, draws=100, seed=0)
+    for other in (evaluation(tmp_path / "elsewhere", [True] * 4, first_uid=900), demo):
+        nothing = registry.compare(one, other, draws=100, seed=0)
+        assert nothing.n == 0
+        assert registry.decide({"model_digest": "old"}, "new", nothing)[0] == "kept"
 
 
 def test_the_champion_survives_the_next_training_and_old_copies_go(tmp_path: Path) -> None:
