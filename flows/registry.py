@@ -56,9 +56,7 @@ def compare(challenger: str, champion: str, draws: int, seed: int) -> Comparison
     ours, theirs = _correctness(challenger), _correctness(champion)
     common = sorted(ours.keys() & theirs.keys())
     if not common:
-        raise ValueError(
-            f"{challenger} and {champion} have no row in common that counts; nothing to compare them by"
-        )
+        return Comparison(0.0, (0.0, 0.0), 0, len(ours), {})
     gains: dict[str, tuple[list[float], list[str]]] = {}
     for question in common:
         task, group, correct = ours[question]
