@@ -126,7 +126,7 @@ def browser() -> Iterator[Any]:
 @pytest.mark.parametrize("width", [390, 1280])
 def test_report_works_in_a_browser(browser: Any, evaluation: Path, width: int) -> None:
     """Filter, open a sample with the keyboard, page through, close; nothing is requested and nothing overflows."""
-    page = browser.new_page(viewport={"width": width, "height": 844})
+    page = browser.new_page(viewport={"width": width, "height": 844}, reduced_motion="reduce")
     requests: list[str] = []
     problems: list[str] = []
     page.on(
@@ -148,7 +148,8 @@ def test_report_works_in_a_browser(browser: Any, evaluation: Path, width: int) -
 
     page.locator("input[value=emo_c]").focus()
     page.keyboard.press("Space")
-    page.locator("input[name=outcome][value=wrong]").check(force=True)
+    page.locator("input[name=outcome][value=wrong]").focus()
+    page.keyboard.press("Space")
     wrong = [sample for sample in samples if sample["sub_task"] == "emo_c" and not sample["correct"]]
     assert page.locator("#count").inner_text().startswith(f"{len(wrong)} samples, 0 right")
     assert page.locator("#grid .right").count() == 0
