@@ -159,9 +159,9 @@ def test_a_failing_step_ends_the_flow_with_the_jobs_own_words(
     broken = [
         *(value for value in retraining.parameters["train_overrides"] if not value.startswith("out=")),
         f"out={tmp_path / 'model'}",
-        "mix={'no_such_source/emo_c': 5}",
+        "folds=[7]",  # the job refuses it before it starts a worker
     ]
     parameters = {"recipe": "smoke", "overrides": broken, "deadline_minutes": 3}
-    with pytest.raises(quickstart.QuickstartFailed, match="no_such_source") as failed:
+    with pytest.raises(quickstart.QuickstartFailed, match=r"folds \[7\] were asked for") as failed:
         quickstart.run_flow(local_services, "train-emollm/smoke", parameters)
     assert "Traceback" not in str(failed.value)
