@@ -15,12 +15,14 @@ import io
 import os
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from dataset_build import schema
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from dataset_build.recipe import MediaSettings
 
 # Raise it when the stored bytes for the same source file change.
 VERSION = "1"
@@ -29,19 +31,6 @@ VERSION = "1"
 MAX_PIXELS = 50_000_000
 _GIT_LFS = b"version https://git-lfs.github.com/spec/"
 _KEPT_FORMATS = ("PNG", "JPEG", "WEBP")
-
-
-class Settings(Protocol):
-    """The media section of a build recipe (`recipe.MediaSettings`)."""
-
-    max_side_px: int
-    video_frames: int
-    frame_side_px: int
-    jpeg_quality: int
-    max_pixels: int
-    max_file_mb: int
-    max_seconds: float
-    timeout_s: float
 
 
 class MediaError(ValueError):
@@ -140,7 +129,7 @@ def picture_format(head: bytes) -> str | None:
     return "WEBP" if head[:4] == b"RIFF" and head[8:12] == b"WEBP" else None
 
 
-def read_picture(root: str, path: str, settings: Settings) -> Medium:
+def read_picture(root: str, path: str, settings: MediaSettings) -> Medium:
     """A picture of a source, verified by decoding it. Raises MediaError."""
     full = resolve(root, path)
     head = check_file(full, path, settings.max_file_mb)
@@ -150,7 +139,7 @@ def read_picture(root: str, path: str, settings: Settings) -> Medium:
         return picture_from_bytes(stream.read(), path, settings)
 
 
-def picture_from_bytes(data: bytes, name: str, settings: Settings) -> Medium:
+def picture_from_bytes(data: bytes, name: str, settings: MediaSettings) -> Medium:
     """Encoded picture bytes, checked and brought within the limits; `name` is for messages."""
     picture, keep = _decode(data, name, settings)
     stored = data
@@ -179,7 +168,7 @@ def phash(picture: Image.Image) -> str:
     return str(imagehash.phash(picture))
 
 
-def _decode(data: bytes, name: str, settings: Settings) -> tuple[Image.Image, bool]:
+def _decode(data: bytes, name: str, settings: MediaSettings) -> tuple[Image.Image, bool]:
     """The picture as RGB within the limits, and whether its own bytes can be stored as they are."""
     from PIL import Image, ImageOps
 

@@ -19,10 +19,13 @@ import tempfile
 import threading
 import wave
 from collections.abc import Iterator
-from typing import IO, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 from dataset_build import media, schema
 from dataset_build.media import MediaError, Medium
+
+if TYPE_CHECKING:
+    from dataset_build.recipe import MediaSettings
 
 GRID_FPS = 25
 SAMPLE_RATE = 16_000
@@ -68,7 +71,7 @@ def container_format(head: bytes) -> str | None:
     return None
 
 
-def read_clip(root: str, ref: schema.MediaRef, settings: media.Settings) -> list[Medium]:
+def read_clip(root: str, ref: schema.MediaRef, settings: MediaSettings) -> list[Medium]:
     """The frames of a clip and, where it has sound, its sound. Raises MediaError."""
     full = media.resolve(root, ref.path)
     head = media.check_file(full, ref.path, settings.max_file_mb)
@@ -111,7 +114,7 @@ def read_clip(root: str, ref: schema.MediaRef, settings: media.Settings) -> list
     return [clip, sound]
 
 
-def _range(ref: schema.MediaRef, settings: media.Settings) -> tuple[float | None, float]:
+def _range(ref: schema.MediaRef, settings: MediaSettings) -> tuple[float | None, float]:
     """Where to start, and how many seconds to read at most (a little more than allowed, to notice the excess)."""
     start, end = ref.start_s, ref.end_s
     if start is not None and start < 0 or end is not None and end <= (start or 0):
@@ -121,7 +124,7 @@ def _range(ref: schema.MediaRef, settings: media.Settings) -> tuple[float | None
 
 
 def command(
-    full: str, container: str, start: float | None, length: float, settings: media.Settings
+    full: str, container: str, start: float | None, length: float, settings: MediaSettings
 ) -> list[str]:
     """The ffmpeg command line that decodes one file to an AVI stream on standard output."""
     import ffmpeg
@@ -150,7 +153,7 @@ def command(
 
 
 def _run(
-    full: str, container: str, start: float | None, length: float, name: str, settings: media.Settings
+    full: str, container: str, start: float | None, length: float, name: str, settings: MediaSettings
 ) -> tuple[Decoded, str]:
     late = threading.Event()
     with tempfile.TemporaryFile() as log:

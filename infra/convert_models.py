@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 _CHANNEL_MEAN, _CHANNEL_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, as DINOv2 was trained
 
@@ -15,14 +16,18 @@ def gguf_to_transformers(gguf: Path, folder: Path) -> None:
     into a plain model of the same configuration.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     config = source.config
+    if not isinstance(config, LlamaConfig):
+        raise ValueError(f"{gguf}: holds a {config.model_type} model, expected llama")
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config.dtype = torch.bfloat16
-    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model = LlamaForCausalLM(config).bfloat16()
     model.load_state_dict(source.state_dict(), strict=True)
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
@@ -40,7 +45,9 @@ def onnx_to_dinov2(onnx_bytes: bytes, folder: Path) -> None:
     from onnx import numpy_helper
     from safetensors.numpy import save_file
     from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     graph = onnx.load_from_string(onnx_bytes).graph
     tensors = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
     config = Dinov2Config(
@@ -69,7 +76,8 @@ def onnx_to_dinov2(onnx_bytes: bytes, folder: Path) -> None:
             f"{published}/model.safetensors",
         )
         config.save_pretrained(published)
-        model, found = Dinov2Model.from_pretrained(published, output_loading_info=True)
+        loaded: Any = Dinov2Model.from_pretrained(published, output_loading_info=True)
+        model, found = loaded
     wrong = {
         kind: sorted(found[kind])
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
+import uuid
 from typing import Any, NamedTuple
 
 FINAL_STATES = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+_BUSY_PATIENCE_S = 60.0
 _OPEN_STATES = ("RUNNING", "PENDING", "CANCELLING")
 
 
 class ApiError(ValueError):
     """The server refused a call, or did not answer it."""
+
+
+class _BusyError(ApiError):
+    """The server is up but cannot answer now."""
 
 
 class LogLine(NamedTuple):
@@ -30,6 +37,18 @@ class PrefectApi:
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback needs no proxy
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
+        """The answer to one call. A server that is busy (503, as SQLite under load gives) is asked again for a minute."""
+        until, pause = time.monotonic() + _BUSY_PATIENCE_S, 0.5
+        while True:
+            try:
+                return self._call_once(method, path, body)
+            except _BusyError:
+                if time.monotonic() + pause > until:
+                    raise
+                time.sleep(pause)
+                pause = min(2 * pause, 8.0)
+
+    def _call_once(self, method: str, path: str, body: Any) -> Any:
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(f"{self.url}{path}", data, headers, method=method)
@@ -38,7 +57,8 @@ class PrefectApi:
                 text = reply.read()
         except urllib.error.HTTPError as error:
             detail = error.read().decode(errors="replace")[:500]
-            raise ApiError(f"{method} {path}: the Prefect server answered {error.code}: {detail}") from error
+            kind = _BusyError if error.code == 503 else ApiError
+            raise kind(f"{method} {path}: the Prefect server answered {error.code}: {detail}") from error
         except OSError as error:
             raise ApiError(
                 f"{method} {path}: the Prefect server at {self.url} does not answer: {error}"
@@ -57,8 +77,12 @@ class PrefectApi:
         return str(self.call("GET", f"/deployments/name/{urllib.parse.quote(name)}")["id"])
 
     def start(self, deployment_id: str, parameters: dict[str, Any]) -> dict[str, Any]:
-        """A new flow run of the deployment, scheduled for now."""
-        body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+        """A new flow run of the deployment, scheduled for now. Asked again, the server makes no second one."""
+        body = {
+            "parameters": parameters,
+            "state": {"type": "SCHEDULED"},
+            "idempotency_key": uuid.uuid4().hex,
+        }
         return dict(self.call("POST", f"/deployments/{deployment_id}/create_flow_run", body))
 
     def open_run_of(self, deployment_id: str) -> dict[str, Any] | None:

@@ -199,6 +199,7 @@ def _cancel(api: PrefectApi, run_id: str) -> None:
 
 def _nothing_to_do(recipe: str, parameters: dict[str, Any], home: Path) -> bool:
     """Whether everything is up to date already, so that no service needs to be started to find that out."""
+    (home / "prefect").mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("PREFECT_HOME", str(home / "prefect"))  # importing flows must not write elsewhere
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     from flows.retrain_emollm import up_to_date

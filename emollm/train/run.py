@@ -41,6 +41,13 @@ def chosen_folds(recipe: TrainRecipe) -> list[int]:
     return list(recipe.folds)
 
 
+def row_keys(recipe: TrainRecipe, fold: int) -> list[str]:
+    """`source/sub_task` of every training row of a protocol: what `mix` speaks of."""
+    table = training_table(recipe.data, fold, ["source", "sub_task"])
+    columns = (table.column(name).to_pylist() for name in ("source", "sub_task"))
+    return [f"{source}/{sub_task}" for source, sub_task in zip(*columns)]
+
+
 def finished_training(recipe: TrainRecipe, inputs_digest: str) -> dict[str, Any] | None:
     """The content of training.json where it is there, of the same inputs, and its weights are unharmed."""
     path = storage.join(recipe.out, TRAINING_FILE)
@@ -81,6 +88,10 @@ def train(recipe: TrainRecipe) -> dict[str, Any]:
         return done
     storage.remove(storage.join(recipe.out, TRAINING_FILE))
     folds = chosen_folds(recipe)
+    for fold in (
+        folds
+    ):  # a mix that does not fit the data is refused here: Ray would start the workers again and again
+        epoch_rows(row_keys(recipe, fold), recipe.mix, recipe.seed, 0)
     _remove_foreign(recipe, [fold for fold in folds if finished_fold(recipe, fold, inputs_digest)])
     if any(finished_fold(recipe, fold, inputs_digest) is None for fold in folds):
         print(f"training {len(folds)} folds with {recipe.workers.count} workers, {recipe.out}", flush=True)
@@ -144,11 +155,7 @@ def describe(recipe: TrainRecipe) -> str:
 
     lines = [f"recipe {recipe.name}: {recipe.data} -> {recipe.out}"]
     for fold in chosen_folds(recipe):
-        table = training_table(recipe.data, fold, ["source", "sub_task"])
-        keys = [
-            f"{s}/{t}"
-            for s, t in zip(table.column("source").to_pylist(), table.column("sub_task").to_pylist())
-        ]
+        keys = row_keys(recipe, fold)
         rows = epoch_rows(keys, recipe.mix, recipe.seed, 0)
         taken = {key: sum(1 for number in rows if keys[number] == key) for key in sorted(set(keys))}
         steps = -(-len(rows) // recipe.tune.batch_size) * recipe.tune.epochs
