@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 STEPS = 6
 _CANCEL_PATIENCE_S = 45.0
 _WARNING = 30
+_RAY_PREFIX = re.compile(
+    r"^\((?:\w+ )?pid=\d+(?:, ip=[\d.]+)?\) "
+)  # which of Ray's processes printed the line
 _BOILERPLATE = (
     "Worker '",
     "Running 1 deployment pull step",
@@ -183,7 +187,7 @@ def _show(level: int, message: str) -> None:
         )
     prefix = "  ! " if level >= _WARNING else "  "
     for line in message.splitlines():
-        print(f"{prefix}{line}", flush=True)
+        print(f"{prefix}{_RAY_PREFIX.sub('', line)}", flush=True)
 
 
 def _cancel(api: PrefectApi, run_id: str) -> None:

@@ -7,6 +7,7 @@ same `Parts`, its projector as `scene`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
 
 from emollm.model.projector import SceneProjection
 
@@ -42,6 +44,8 @@ def composed(vision: str, language: str) -> Parts:
     vision_config = read_config(vision, "vision tower")
     vision_config = getattr(vision_config, "vision_config", vision_config)
     check_vision(vision_config)
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()  # in a log it is a line for every step of the bar
     tower = AutoModel.from_pretrained(_there(vision), config=vision_config, dtype=torch.float32)
     language_model = AutoModelForCausalLM.from_pretrained(_there(language), dtype=torch.float32)
     scene = SceneProjection(vision_config.hidden_size, language_model.config.hidden_size)

@@ -24,6 +24,7 @@ def train_under_ray(recipe: TrainRecipe, inputs_digest: str, folds: Sequence[int
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # with it every printed line appears twice
     started_here = not ray.is_initialized()
     if started_here:
         local: dict[str, Any] = {"include_dashboard": False, "num_cpus": _local_cpus(recipe)}
@@ -60,11 +61,14 @@ def train_under_ray(recipe: TrainRecipe, inputs_digest: str, folds: Sequence[int
 
 def worker_loop(config: dict[str, Any]) -> None:
     """What each worker runs. A run that is already finished passes through without a report."""
+    import logging
+
     import ray.train
 
     from emollm.data.features import FeatureStore
     from emollm.train.loop import train_fold
 
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # one line a report says nothing new
     recipe = TrainRecipe.model_validate(config["recipe"])
     features = FeatureStore(recipe.tune.cache_gib)  # folds share pictures
     for fold in config["folds"]:
