@@ -149,10 +149,17 @@ def picture_from_bytes(data: bytes, name: str, settings: MediaSettings) -> Mediu
     return Medium("image", (stored,), digest, digest, phash(picture), picture.width, picture.height)
 
 
-def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Stored picture bytes as RGB, transparency composited on white. Raises MediaError."""
+def open_picture(data: bytes, max_pixels: int = MAX_PIXELS, draft_px: int | None = None) -> Image.Image:
+    """Stored picture bytes as RGB: upright, transparency composited on white, 16-bit grey scaled to 8.
+
+    Only the formats of `picture_format` are opened. `draft_px` is for callers who scale down anyway: a JPEG may then
+    be decoded at a half, a quarter or an eighth of its size, as long as neither side falls below `draft_px`; other
+    formats come at full size. `max_pixels` holds for the size that the file declares. Raises MediaError.
+    """
     with _opened(data, "picture", max_pixels) as opened:
-        return _flat(_load(opened, "picture"))
+        if draft_px is not None and opened.format == "JPEG":
+            opened.draft("RGB", (draft_px, draft_px))
+        return _flat(_upright(_load(opened, "picture"), "picture"), "picture")
 
 
 def encode_jpeg(picture: Image.Image, quality: int) -> bytes:
@@ -170,7 +177,7 @@ def phash(picture: Image.Image) -> str:
 
 def _decode(data: bytes, name: str, settings: MediaSettings) -> tuple[Image.Image, bool]:
     """The picture as RGB within the limits, and whether its own bytes can be stored as they are."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     with _opened(data, name, settings.max_pixels) as opened:
         try:
@@ -191,10 +198,7 @@ def _decode(data: bytes, name: str, settings: MediaSettings) -> tuple[Image.Imag
         if opened.format == "JPEG" and longest > settings.max_side_px:
             scale = settings.max_side_px / longest
             opened.draft("RGB", (round(opened.width * scale), round(opened.height * scale)))
-        picture = _load(opened, name)
-        if orientation not in (0, 1):
-            picture = ImageOps.exif_transpose(picture)
-        flat = _flat(picture)
+        flat = _flat(_upright(_load(opened, name), name), name)
     if not keep and max(flat.size) > settings.max_side_px:
         flat.thumbnail((settings.max_side_px, settings.max_side_px), Image.Resampling.LANCZOS)
     return flat, keep
@@ -233,17 +237,49 @@ def _load(opened: Image.Image, name: str) -> Image.Image:
     return opened
 
 
-def _flat(picture: Image.Image) -> Image.Image:
+def _upright(picture: Image.Image, name: str) -> Image.Image:
+    """The picture turned as its EXIF orientation says (Pillow's own function also re-encodes the other tags)."""
+    from PIL.Image import Transpose
+
+    try:
+        orientation = picture.getexif().get(0x0112, 1)
+    except Exception as error:  # metadata is as hostile as the rest
+        raise MediaError("undecodable", f"{name}: its EXIF data is damaged: {_first_line(error)}") from error
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    return picture.transpose(turns[orientation]) if orientation in turns else picture
+
+
+def _flat(picture: Image.Image, name: str) -> Image.Image:
+    """The picture as RGB, transparency composited on white, 16-bit grey scaled to 8 bits."""
     from PIL import Image
 
-    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
-        rgba = picture.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        white.alpha_composite(rgba)
-        return white.convert("RGB")
-    if picture.mode in ("I;16", "I;16B", "I"):  # 16-bit grey: `convert` would clip instead of scale
-        picture = picture.convert("I").point(lambda value: value * (1 / 257)).convert("L")
-    return picture.convert("RGB")
+    try:
+        if picture.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):  # `convert` would clip instead of scale
+            import numpy as np
+
+            grey = np.asarray(picture.convert("I")).clip(0, 65_535)
+            hidden = picture.info.get("transparency")
+            if isinstance(hidden, int):  # the one transparent grey: scaled, others would equal it
+                grey = np.where(grey == hidden, 65_535, grey)
+            return Image.fromarray((grey // 257).astype(np.uint8)).convert("RGB")
+        if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
+            rgba = picture.convert("RGBA")
+            white = Image.new("RGBA", rgba.size, "white")
+            white.alpha_composite(rgba)
+            return white.convert("RGB")
+        return picture.convert("RGB")
+    except Exception as error:  # odd modes and metadata that no conversion knows
+        raise MediaError(
+            "undecodable", f"{name}: {picture.mode} does not convert to RGB: {_first_line(error)}"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -9,7 +9,9 @@ import zlib
 from pathlib import Path
 
 import pytest
-from PIL import Image, PngImagePlugin
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps, PngImagePlugin
 
 from dataset_build import cards, media
 from dataset_build.recipe import MediaSettings
@@ -172,6 +174,69 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
     assert media.open_picture(read(tmp_path, encoded(picture, "PNG")).data[0]).getpixel((4, 4))[
         0
     ] == pytest.approx(127, abs=1)
+
+
+@pytest.mark.parametrize("hidden", [7, 40_000])
+def test_sixteen_bit_grey_may_have_one_transparent_grey(hidden):
+    picture = Image.new("I;16", (8, 8), 32_768)
+    picture.putpixel((0, 0), hidden)
+    opened = media.open_picture(encoded(picture, "PNG", transparency=hidden))
+    assert (opened.getpixel((0, 0)), opened.getpixel((4, 4))) == ((255, 255, 255), (127, 127, 127))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("draft_px", [None, 100])
+def test_stored_bytes_are_opened_upright_at_every_scale(kind, draft_px):
+    """Pictures of other makers come to `open_picture` directly, with their EXIF data."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = Image.new("RGB", (800, 600), "white")
+    picture.paste("black", (0, 0, 400, 600))
+    opened = media.open_picture(encoded(picture, kind, exif=exif), draft_px=draft_px)
+    assert opened.width * 4 == opened.height * 3  # 600x800 or a scale of it
+    top, bottom = (opened.getpixel((opened.width // 2, opened.height * part // 8)) for part in (1, 7))
+    assert max(top) < 30 and min(bottom) > 225
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_orientations_are_those_of_pillow(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.effect_noise((40, 30), 90).convert("RGB"), "PNG", exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert media.open_picture(data).tobytes() == expected.tobytes()
+
+
+@given(st.integers(1, 900), st.integers(1, 900), st.integers(1, 1000))
+@settings(max_examples=25, deadline=None)
+def test_a_draft_never_falls_below_the_size_asked_for(width, height, draft_px):
+    full = Image.new("RGB", (width, height), "teal")
+    opened = media.open_picture(encoded(full, "JPEG"), draft_px=draft_px)
+    assert opened.width >= min(width, draft_px) and opened.height >= min(height, draft_px)
+    if min(width, height) >= 2 * draft_px:
+        assert opened.width < width and opened.height < height
+
+
+def test_a_draft_does_not_get_around_the_pixel_limit():
+    data = encoded(gradient(800, 600), "JPEG")
+    assert media.open_picture(data, max_pixels=480_000, draft_px=10).width < 800
+    assert reason_of(lambda: media.open_picture(data, max_pixels=479_999, draft_px=10)) == "too_large"
+
+
+@pytest.mark.parametrize("kind", ["ICO", "PPM", "PCX"])
+def test_other_formats_are_not_opened(kind):
+    assert reason_of(lambda: media.open_picture(encoded(gradient(), kind))) == "not_media"
+
+
+@given(st.binary(max_size=200), st.sampled_from(["JPEG", "PNG", "WEBP"]))
+@settings(max_examples=60, deadline=None)
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_damaged_exif_data_is_a_media_error_at_most(noise, kind):
+    data = encoded(gradient(), kind, exif=b"Exif\x00\x00II*\x00\x08\x00\x00\x00" + noise)
+    try:
+        assert media.open_picture(data, draft_px=8).mode == "RGB"
+    except media.MediaError as error:
+        assert error.reason == "undecodable"
 
 
 def test_identity_is_the_file_and_fingerprint_sees_its_changes(tmp_path):
