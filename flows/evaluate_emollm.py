@@ -8,6 +8,7 @@ from prefect import flow
 from pydantic import Field
 
 from dataset_build import storage
+from dataset_build.provenance import sha256_of_file
 from emollm.config import TrainRecipe, evaluate_inputs_digest, load_recipe
 from flows import artifacts
 from flows.steps import Force, Minutes, Overrides, RecipeName, Step, run_step, stop_orphans
@@ -45,12 +46,28 @@ def plan(
             *("--model", model, "--data", data, "--out", out),
             *settings,
         ],
-        check=lambda results: [
-            f"{storage.join(out, name)} is not there"
-            for name in OUTPUTS
-            if not storage.exists(storage.join(out, name))
-        ],
+        check=lambda results: _problems(out, results),
     )
+
+
+def _problems(out: str, results: dict[str, Any]) -> list[str]:
+    """What results.json promises and the folder does not hold: missing files, and files with other content."""
+    missing = [
+        f"{storage.join(out, name)} is not there"
+        for name in OUTPUTS
+        if not storage.exists(storage.join(out, name))
+    ]
+    if missing:
+        return missing
+    recorded = results.get("files") or {}
+    if "samples.parquet" not in recorded:
+        return [f"{storage.join(out, 'results.json')} does not say what samples.parquet should hold"]
+    return [
+        f"{storage.join(out, name)} is not the file that results.json describes"
+        for name, file in recorded.items()
+        if not storage.exists(storage.join(out, name))
+        or sha256_of_file(storage.join(out, name)) != file["sha256"]
+    ]
 
 
 def model_digest(model: str) -> str:

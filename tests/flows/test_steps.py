@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from dataset_build.provenance import sha256_of_bytes
+from dataset_build.schema import SCHEMA_VERSION
 from flows import artifacts
 from flows.build_emobench import build_emobench
 from flows.evaluate_emollm import evaluation_folder, model_digest
+from flows.evaluate_emollm import plan as plan_evaluation
 from flows.steps import Step
 from flows.train_emollm import MissingInput, data_digest
 
@@ -35,6 +38,46 @@ def test_only_a_whole_output_of_the_same_inputs_is_up_to_date(tmp_path: Path) ->
     assert content is not None and content["answer"] == 42
     (tmp_path / "final.json").write_text("{ half a fi")
     assert "not JSON" in step(tmp_path, []).problems()[0]
+
+
+def inputs_of_an_evaluation(folder: Path) -> tuple[str, str]:
+    """(model, data): folders with the two records from which an evaluation's digest is taken."""
+    model, data = folder / "model", folder / "data"
+    model.mkdir(), data.mkdir()
+    (model / "training.json").write_text(json.dumps({"model_digest": "m" * 64}))
+    manifest = dict.fromkeys(("inputs_digest", "recipe", "code", "sources", "files"), {})
+    (data / "manifest.json").write_text(
+        json.dumps({**manifest, "schema_version": SCHEMA_VERSION, "digest": "d" * 64})
+    )
+    return str(model), str(data)
+
+
+def test_an_evaluation_whose_samples_were_cut_off_is_done_again(tmp_path: Path) -> None:
+    model, data = inputs_of_an_evaluation(tmp_path)
+    out = tmp_path / "evaluation"
+    planned = plan_evaluation("smoke", [], model, data, str(out))[1]
+    out.mkdir()
+    samples = b"rows" * 1000
+    (out / "samples.parquet").write_bytes(samples)
+    (out / "report.html").write_text("<html>")
+    results = {
+        "inputs_digest": planned.inputs_digest,
+        "files": {"samples.parquet": {"sha256": sha256_of_bytes(samples)}},
+    }
+    (out / "results.json").write_text(json.dumps(results))
+    assert planned.up_to_date() is not None
+
+    (out / "samples.parquet").write_bytes(samples[:-1])
+    assert planned.up_to_date() is None
+    assert "samples.parquet is not the file" in planned.problems()[0]
+
+    (out / "samples.parquet").write_bytes(samples)
+    (out / "report.html").unlink()
+    assert "report.html is not there" in planned.problems()[0]
+
+    (out / "report.html").write_text("<html>")
+    (out / "results.json").write_text(json.dumps({**results, "files": {}}))
+    assert "does not say what samples.parquet" in planned.problems()[0]
 
 
 def test_missing_inputs_name_the_flow_that_makes_them(tmp_path: Path) -> None:
