@@ -6,7 +6,6 @@ columns are ever held for the whole set; pictures travel inside one shard or one
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import logging
@@ -21,6 +20,7 @@ from dataset_build import (
     ledger,
     manifest,
     plan,
+    ray_local,
     schema,
     sources,
     splits,
@@ -76,7 +76,7 @@ def build(recipe: BuildRecipe, workers: int | None = None) -> dict[str, Any]:
         f"{made.records.total()} records; {len(made.shards)} shards, {len(pending)} of them to convert",
         flush=True,
     )
-    with _ray():
+    with ray_local.session():
         if pending:
             _convert(recipe, made.shards, pending, work, workers)
         index, rejects = _gather(made, work)
@@ -315,23 +315,6 @@ def _remove_strangers(out: str, files: dict[str, Any]) -> None:
 
 
 # --- Ray -------------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _ray() -> Iterator[None]:
-    """Ray: the process's own connection, else the cluster of RAY_ADDRESS, else a local one that ends with the build."""
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    address = os.environ.get("RAY_ADDRESS")
-    local: dict[str, Any] = {} if address else {"include_dashboard": False}
-    ray.init(address=address or "local", log_to_driver=False, logging_level=logging.WARNING, **local)
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _run_tasks(

@@ -44,6 +44,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         dest="overrides",
         help="override, e.g. tune.epochs=2",
     )
+    train.add_argument("--force", action="store_true", help="train again what is trained already")
     train.add_argument(
         "--dry-run", action="store_true", help="print rows, steps, parameters and memory, and stop"
     )
@@ -89,7 +90,7 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(run.describe(recipe))
     else:
-        run.train(recipe)
+        run.train(recipe, force=arguments.force)
     return DONE
 
 

@@ -160,6 +160,9 @@ class EvaluateRecipe(Component):
     limit: int | None = Field(default=None, ge=1, description="score at most this many samples per sub-task")
     batch_size: int = Field(default=8, ge=1)
     workers: int = Field(default=2, ge=1)
+    threads: int = Field(
+        default=1, ge=1, description="OpenMP threads of one worker; other numbers give other last bits"
+    )
     baselines: tuple[Literal["majority", "text_only", "untrained"], ...] = (
         "majority",
         "text_only",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,6 @@ import torch
 from dataset_build.labels import EMOJI_FEELINGS, GESTURE_INTENTS, YES_NO
 from emollm.model.emollm import EmoLLM
 from emollm.model.processor import EmoLLMProcessor
-from emollm.prompting import scaffolded
 
 _QUESTIONS = {
     "emo_c": "Which emotion does this show?",
@@ -57,54 +57,41 @@ class Predictor:
         self.model = EmoLLM.from_pretrained(folder).eval()
         self.processor = EmoLLMProcessor.from_pretrained(folder)
 
-    @torch.no_grad()
     def predict(self, image: str, task: str, options: Sequence[str], text: str = "") -> Prediction:
-        """The answer for one picture file. Options are scored by the log-likelihood of ` option<end>`."""
+        """The answer for one picture file, asked and scored exactly as `emollm evaluate` does."""
+        from emollm.evaluate.protocol import EvaluationError
+        from emollm.evaluate.run import encode_prompts, make_scorer
+
         default_options(task)
         try:
-            pixels = self.processor.picture(Path(image).read_bytes()).unsqueeze(0)
+            medium = {"kind": "image", "data": [Path(image).read_bytes()]}
         except OSError as error:
-            raise PredictionError(f"{image}: not a picture that can be read: {error}") from error
-        messages = scaffolded(
-            [{"role": "user", "content": _content(task, options, text)}], task, self.processor.prompt
-        )
-        ids = self.processor.render(messages, None, [0]).input_ids
-        if not options:
-            out = self.model.generate(
-                input_ids=torch.tensor([ids]),
-                attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-                pixel_values=pixels,
-                max_new_tokens=8,
-                do_sample=False,
-            )
-            return Prediction(self.processor.decode(out[0, len(ids) :], skip_special_tokens=True).strip(), {})
-        patches = self.model.patch_features(pixels)
-        scores = torch.stack([self._score(ids, option, patches) for option in options])
-        shares = scores.softmax(0).tolist()
-        probabilities = dict(zip(options, shares))
-        return Prediction(max(probabilities, key=lambda option: probabilities[option]), probabilities)
-
-    def _score(self, ids: list[int], option: str, patches: torch.Tensor) -> torch.Tensor:
-        answer = self.processor.answer_ids(option)
-        labels = [-100] * len(ids) + answer
-        output = self.model(
-            input_ids=torch.tensor([ids + answer]),
-            labels=torch.tensor([labels]),
-            patches=patches,
-            supervised_only=True,
-            num_items_in_batch=1,
-        )
-        assert output.loss is not None
-        return -output.loss
+            raise PredictionError(f"{image}: cannot be read: {error}") from error
+        sample = {
+            "uid": image,
+            "sub_task": task,
+            "messages": [{"role": "user", "content": _content(task, options, text)}],
+            "options": list(options),
+            "media": [medium],
+        }
+        try:
+            prompts = encode_prompts([sample], self.processor, withhold_media=False)
+        except EvaluationError as error:
+            raise PredictionError(f"{error}") from error
+        (answer,) = make_scorer(self.model, self.processor, batch_size=1).answers(prompts)
+        if answer.choice is None:
+            return Prediction((answer.text or "").strip(), {})
+        shares = torch.tensor(answer.log_probs).softmax(0).tolist()
+        return Prediction(options[answer.choice], dict(zip(options, shares, strict=True)))
 
 
 def _content(task: str, options: Sequence[str], text: str) -> str:
-    """The user's turn as EmoBench words it: question, text, lettered options, picture last."""
+    """The user's turn as EmoBench words it: question, lettered options, text, picture last."""
     lines = [_QUESTIONS[task]]
-    if text:
-        lines.append(text)
     if options:
         lines.append("Options: " + " ".join(f"({chr(65 + i)}) {option}" for i, option in enumerate(options)))
+    if text:
+        lines.append(f'Text: "{text}"')
     return "\n".join([*lines, "<image>"])
 
 
@@ -120,3 +107,5 @@ def export(model: str, destination: str, *, merge: bool) -> None:
     loaded.config.foundations = None
     loaded.save_pretrained(destination)
     EmoLLMProcessor.from_pretrained(model).save_pretrained(destination)
+    if (Path(model) / "fold.json").is_file():  # which protocol's test rows it has not seen
+        shutil.copy(Path(model) / "fold.json", destination)

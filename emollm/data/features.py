@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dataset_build.progress import Progress
+from dataset_build.provenance import sha256_of_bytes
 from emollm.data.collate import decode_pictures
 from emollm.data.loader import Corpus
 from emollm.model.emollm import EmoLLM
@@ -83,9 +84,9 @@ class FeatureStore:
 
 
 def media_key(row: dict[str, Any]) -> str:
-    """What identifies a row's media: kind, source digest and number of pictures of each; empty without media."""
+    """What identifies a row's media: kind and digest of the stored bytes (clips of one file differ); empty without."""
     return "|".join(
-        f"{medium['kind']}:{medium['sha256']}:{len(medium['data'])}" for medium in row["media"] or []
+        f"{medium['kind']}:{sha256_of_bytes(b''.join(medium['data']))}" for medium in row["media"] or []
     )
 
 

@@ -76,11 +76,11 @@ def linear_probe_answers(
             raise EvaluationError(
                 f"{sub_task}, protocol {protocol}: {n_labels} label(s) to train a linear probe on; set linear_probe=false"
             )
-        features_ND = np.stack([feature_of[row.media_sha256[0]] for row in train])
+        features_ND = np.stack([feature_of[row.media_keys[0]] for row in train])
         probe = _fitted_probe(
             features_ND, [row.answer for row in train], [group_of[row.uid] for row in train]
         )
-        said = probe.predict(np.stack([feature_of[row.media_sha256[0]] for row in test]))
+        said = probe.predict(np.stack([feature_of[row.media_keys[0]] for row in test]))
         found.update(zip((row.uid for row in test), map(str, said), strict=True))
     return [found[row.uid] for row in asked]
 

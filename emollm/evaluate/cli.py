@@ -33,6 +33,7 @@ def add_subcommands(subparsers: Any) -> None:
         "--sub-task", action="append", metavar="NAME", help="only this sub-task; can be repeated"
     )
     evaluate.add_argument("--limit", type=int, metavar="N", help="at most N samples per sub-task")
+    evaluate.add_argument("--force", action="store_true", help="score again, also what has an answer already")
     evaluate.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
         help="override a value of the evaluate section (bootstrap.samples=500), or of the recipe where one is given",
@@ -70,6 +71,8 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         digest = evaluation.inputs_digest_of(
             evaluation.read_model(model), evaluation.read_data_manifest(data), recipe
         )
+        if arguments.force:
+            evaluation.forget(out)
         known = evaluation.finished(out, digest)
         results = known or evaluation.evaluate(model, data, out, recipe)
     except ValueError as error:

@@ -29,9 +29,6 @@ class Interval(NamedTuple):
     low: float
     high: float
 
-    def excludes_zero_from_above(self) -> bool:
-        return self.low > 0
-
 
 def cluster_ids(keys: Sequence[Hashable]) -> IntArray:
     """`keys` as integers 0..G-1, numbered by sorted text of the key, so that the order of the rows has no influence."""

@@ -120,7 +120,7 @@ def make_plan(
             raise EvaluationError(
                 f"{row.uid}: {len(row.media_sha256)} media; the linear probe wants exactly one per row"
             )
-        key = row.media_sha256[0]
+        (key,) = row.media_keys
         media.setdefault(key, Question(key, row.uid, row.path, row.index))
     if media:
         cut(FEATURES, "single" if folds is None else f"fold-{min(folds)}", list(media.values()))

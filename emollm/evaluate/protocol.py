@@ -61,9 +61,15 @@ class Row:
     def gold(self) -> tuple[str, ...]:
         return (self.answer, *self.other_answers)
 
+    @property
+    def media_keys(self) -> tuple[str, ...]:
+        """Equal for rows with the same media. A clip is its row's own: the digest is of the file it was cut from."""
+        cut = any(kind != "image" for kind in self.media_kinds)
+        return tuple(f"{digest}/{self.uid}" if cut else digest for digest in self.media_sha256)
+
     def question_digest(self, withhold_media: bool) -> str:
         """Equal for rows that put exactly the same question to a model."""
-        media = [] if withhold_media else list(self.media_sha256)
+        media = [] if withhold_media else list(self.media_keys)
         kinds = [] if withhold_media else list(self.media_kinds)
         return sha256_of_json([self.sub_task, self.prompt, list(self.options), kinds, media])
 
@@ -148,11 +154,11 @@ def is_training_row(row: Row, protocol: int) -> bool:
 
 
 def select_rows(
-    rows: Iterable[Row], split: str, sub_tasks: Sequence[str], limit: int | None, folds: Sequence[int] | None
+    rows: Iterable[Row], split: str, sub_tasks: Sequence[str], limit: int | None, folds: Sequence[int]
 ) -> tuple[list[Row], dict[str, int]]:
     """(rows to ask, sorted by uid; number of rows left out, by reason).
 
-    `folds`: the protocols there is a model for, None for one model that answers everything it may. `limit` takes that many
+    `folds`: the protocols there is a model for; test rows of others were training rows of these models. `limit` takes that many
     rows per sub-task, those with the smallest sha256 of their uid: always the same ones, of all sources and labels.
     """
     left_out: Counter[str] = Counter()
@@ -160,7 +166,7 @@ def select_rows(
     for row in rows:
         if not is_asked(row, split) or row.sub_task not in sub_tasks:
             continue
-        if split == "test" and folds is not None and protocol_of(row) not in folds:
+        if split == "test" and protocol_of(row) not in folds:
             left_out["fold_without_model"] += 1
             continue
         by_task.setdefault(row.sub_task, []).append(row)

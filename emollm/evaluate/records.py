@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     import pyarrow
 
 RESULTS_VERSION = "1.0"
-SCHEMA_FILE = "results.schema.json"
 BASELINES = ("majority", "text_only", "untrained")
 DEMONSTRATION = "demonstration, separable by style"
 NO_SAMPLES = {"hate": "no openly licensed sample"}

@@ -21,7 +21,7 @@ PROBED_SUB_TASK = "emo_c"
 
 @dataclass(frozen=True)
 class Model:
-    """What is scored. `folds` is None for a single model folder, which then answers everything protocol 0 tests."""
+    """What is scored. `folds` is None for a single model folder, which answers what `protocol` tests and no more."""
 
     path: str
     name: str
@@ -30,6 +30,7 @@ class Model:
     data_digest: str | None
     folds: tuple[int, ...] | None
     recipe: dict[str, Any] | None
+    protocol: int = 0
 
 
 def read_model(path: str) -> Model:
@@ -55,8 +56,12 @@ def read_model(path: str) -> Model:
             folds, training["recipe"],
         )  # fmt: skip
     if storage.exists(storage.join(path, "config.json")):
-        files = {name: sha256_of_file(storage.join(path, name)) for name in storage.list_files(path)}
-        return Model(path, path.rstrip("/").rsplit("/", 1)[-1], sha256_of_json(files), None, None, None, None)
+        weights = [name for name in storage.list_files(path) if not name.startswith("log/")]
+        digest = sha256_of_json({name: sha256_of_file(storage.join(path, name)) for name in weights})
+        fold_path = storage.join(path, "fold.json")
+        fold = storage.read_json(fold_path) if storage.exists(fold_path) else {}
+        name = path.rstrip("/").rsplit("/", 1)[-1]
+        return Model(path, name, digest, None, fold.get("data_digest"), None, None, fold.get("fold", 0))
     raise EvaluationError(
         f"{path}: neither training.json nor config.json is there; give a folder that `emollm train` wrote"
     )
@@ -83,6 +88,16 @@ def finished(out: str, inputs_digest: str) -> dict[str, Any] | None:
     return results if whole and storage.exists(storage.join(out, REPORT)) else None
 
 
+def forget(out: str) -> None:
+    """Remove the results and every cached answer in `out`."""
+    from emollm.evaluate.run import ANSWERS_FOLDER
+
+    storage.remove(storage.join(out, RESULTS))
+    folder = storage.join(out, ANSWERS_FOLDER)
+    for name in storage.list_files(folder):
+        storage.remove(storage.join(folder, name))
+
+
 def inputs_digest_of(model: Model, manifest: dict[str, Any], recipe: EvaluateRecipe) -> str:
     return evaluate_inputs_digest(recipe, model.digest, manifest["digest"])
 
@@ -103,13 +118,15 @@ def evaluate(model_path: str, data: str, out: str, recipe: EvaluateRecipe) -> di
         )
     inputs_digest = inputs_digest_of(model, manifest, recipe)
     rows = read_rows(data, manifest)
-    asked, left_out = select_rows(rows, recipe.split, recipe.sub_tasks, recipe.limit, model.folds)
+    asked, left_out = select_rows(
+        rows, recipe.split, recipe.sub_tasks, recipe.limit, model.folds or (model.protocol,)
+    )
     if not asked:
         raise EvaluationError(
             f"{data}: no row of split {recipe.split} in {', '.join(recipe.sub_tasks)}; widen the recipe"
         )
     print(f"evaluate: {len(asked)} samples of {data} by {model_path}", flush=True)
-    job = run.Job(data, out, model_path, model.recipe, recipe.batch_size)
+    job = run.Job(data, out, model_path, model.recipe, recipe.batch_size, recipe.threads)
     answers, baselines, work = _answers(model, manifest, rows, asked, recipe, job)
     made = records.make_records(asked, answers, baselines, manifest)
     results = {

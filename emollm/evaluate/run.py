@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dataset_build import storage
+from dataset_build import ray_local, storage
 from dataset_build.progress import Progress
 from emollm.evaluate.plan import FEATURES, TEXT_ONLY, Plan, Shard
 from emollm.evaluate.protocol import EvaluationError, Row
@@ -122,7 +122,10 @@ def load_model(model_dir: str, name: str, training_recipe: dict[str, Any] | None
 
 
 class PatchFeatures:
-    """Patch features of pictures seen before. The tower is frozen, so fold models share them, and so do sub-tasks."""
+    """Patch features of pictures seen before. The tower is frozen, so fold models share them, and so do sub-tasks.
+
+    Pictures go through the tower one at a time, as in training: what else is in a batch cannot change a bit of them.
+    """
 
     MAX_PICTURES = 2048  # about 100 kB each with DINOv2-S at 112 px
 
@@ -140,12 +143,9 @@ class PatchFeatures:
         if tower is None or tower != self._tower or len(self._known) > self.MAX_PICTURES:
             self._known, self._tower = {}, tower
         keys = [hashlib.sha256(picture.numpy().tobytes()).digest() for picture in pictures_NCHW]
-        new = {
-            key: picture for key, picture in zip(keys, pictures_NCHW, strict=True) if key not in self._known
-        }
-        if new:
-            features_NPD = model.patch_features(torch.stack(list(new.values())).to(model.device))
-            self._known.update(zip(new, features_NPD, strict=True))
+        for key, picture in zip(keys, pictures_NCHW, strict=True):
+            if key not in self._known:
+                (self._known[key],) = model.patch_features(picture.unsqueeze(0).to(model.device))
         return torch.stack([self._known[key] for key in keys])
 
 
@@ -289,7 +289,7 @@ def _features(
 def score_shards(plan: Plan, job: Job, workers: int) -> dict[str, Any]:
     """Score the shards that have no answers yet. Returns `{questions, scored, seconds}`.
 
-    Uses the Ray that RAY_ADDRESS (or the surrounding Ray job) names, else starts a local one and ends it afterwards.
+    Uses the Ray that RAY_ADDRESS (or the surrounding Ray job) names, else a local one that ends afterwards.
     """
     started = time.monotonic()
     total = sum(len(shard.questions) for shard in plan.shards)
@@ -313,16 +313,11 @@ def _on_ray(shards: Sequence[Shard], job: Job, workers: int) -> Iterator[int]:
     """Number of questions of each shard, as it is finished."""
     import dataclasses
 
-    import ray
+    with ray_local.session():
+        import ray  # only now: what it reads when it is imported is set by then
 
-    started_here = not ray.is_initialized()
-    if started_here:
-        connect_to_ray()
-    try:
-        cpus = int(ray.cluster_resources().get("CPU", 1))
-        gpus = ray.cluster_resources().get("GPU", 0)
-        count = max(1, min(workers, len(shards), max(1, cpus)))
-        threads = max(1, min(cpus, os.cpu_count() or 1) // count)
+        cpus, gpus = (ray.cluster_resources().get(kind, 0) for kind in ("CPU", "GPU"))
+        count = max(1, min(workers, len(shards), int(cpus)))
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_options.verbose_progress = False
@@ -330,7 +325,7 @@ def _on_ray(shards: Sequence[Shard], job: Job, workers: int) -> Iterator[int]:
         texts = [{"shard": json.dumps(shard.to_json())} for shard in by_model]
         answered = ray.data.from_items(texts, override_num_blocks=len(texts)).map_batches(
             ShardScorer,
-            fn_constructor_args=(dataclasses.replace(job, threads=threads, folder=os.getcwd()),),
+            fn_constructor_args=(dataclasses.replace(job, folder=os.getcwd()),),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=count),
             num_cpus=1,
@@ -338,21 +333,6 @@ def _on_ray(shards: Sequence[Shard], job: Job, workers: int) -> Iterator[int]:
         )
         for row in answered.iter_rows():
             yield int(row["questions"])
-    finally:
-        if started_here:
-            ray.shutdown()
-
-
-def connect_to_ray() -> None:
-    """Join the Ray cluster of RAY_ADDRESS or of the surrounding Ray job; start a local one where there is none."""
-    import logging
-
-    import ray
-
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False)  # reads RAY_ADDRESS itself
-    else:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
 
 
 def read_answers(

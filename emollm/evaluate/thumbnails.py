@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dataset_build import storage
+from dataset_build import media, storage
 from emollm.evaluate.protocol import Row
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _read_media(data: str, rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
 def _thumbnail(medium: dict[str, Any], side_px: int) -> Thumbnail:
     from PIL import Image
 
-    pictures = [Image.open(io.BytesIO(data)).convert("RGBA") for data in medium["data"]]
+    pictures = [media.open_picture(data, draft_px=side_px) for data in medium["data"]]
     if len(pictures) == 1:
         return Thumbnail(_uri(_within(pictures[0], side_px)), 1)
     step = len(pictures) / min(MAX_FRAMES, len(pictures))

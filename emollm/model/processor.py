@@ -6,7 +6,6 @@ Pillow does the resizing; torchvision is not needed.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Sequence
@@ -15,17 +14,17 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from transformers import AutoProcessor, AutoTokenizer, BatchEncoding
 
+from dataset_build.media import open_picture
 from dataset_build.schema import PLACEHOLDERS
 from emollm.model.emollm import EmoLLMConfig
 
 SETTINGS_FILE = "processor_config.json"
 IMAGE_TOKEN = PLACEHOLDERS["image"]
 VIDEO_TOKEN = PLACEHOLDERS["video"]
-ANSWER_PREFIX = "Answer:"
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -146,17 +145,13 @@ class EmoLLMProcessor:
     # --- pictures -------------------------------------------------------------------------------------------------
 
     def picture(self, image: bytes | Image.Image) -> Tensor:
-        """One encoded picture (or a Pillow image) as normalised (3, side, side) float32; transparency on white."""
-        opened = Image.open(io.BytesIO(image)) if isinstance(image, bytes) else image
+        """One encoded picture (or a Pillow image) as normalised (3, side, side) float32; transparency on white.
+
+        Bytes are opened by `dataset_build.media`, within its limits. Raises its MediaError, a ValueError.
+        """
         side = self.image_size
-        if opened.format == "JPEG":
-            opened.draft("RGB", (side, side))
-        upright = ImageOps.exif_transpose(opened)
-        if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
-            rgba = upright.convert("RGBA")
-            white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-            upright = Image.alpha_composite(white, rgba)
-        rgb = upright.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+        opened = open_picture(image, draft_px=side) if isinstance(image, bytes) else image.convert("RGB")
+        rgb = opened.resize((side, side), Image.Resampling.BICUBIC)
         pixels_HWC = np.asarray(rgb, dtype=np.float32) / 255.0
         normal_HWC = (pixels_HWC - np.asarray(self.image_mean, np.float32)) / np.asarray(
             self.image_std, np.float32

@@ -17,10 +17,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dataset_build import storage
+from dataset_build.provenance import sha256_of_file
 from emollm.config import TrainRecipe
 from emollm.data.collate import Encoded
 from emollm.data.features import FeatureStore
-from emollm.data.loader import Corpus, Step, plan_training, training_table
+from emollm.data.loader import Corpus, Step, plan_training, read_digest, training_table
 from emollm.data.masking import IGNORED
 from emollm.data.packing import first_fit, pack
 from emollm.model.emollm import EmoLLM
@@ -65,12 +66,21 @@ def log_folder(recipe: TrainRecipe, fold: int) -> str:
 
 
 def finished_fold(recipe: TrainRecipe, fold: int, inputs_digest: str) -> dict[str, Any] | None:
-    """What a finished training of this fold with the same inputs left behind; None where there is none."""
+    """What a finished training of this fold with the same inputs left behind; None where there is none, or where a
+    file of the model is missing or damaged."""
     path = storage.join(fold_folder(recipe, fold), FOLD_FILE)
     if not storage.exists(path):
         return None
     found = storage.read_json(path)
-    return found if found.get("inputs_digest") == inputs_digest else None
+    same = found.get("inputs_digest") == inputs_digest and found["files"] == model_files(recipe, fold)
+    return found if same else None
+
+
+def model_files(recipe: TrainRecipe, fold: int) -> dict[str, str]:
+    """sha256 of every file of an exported fold, without its log."""
+    folder = fold_folder(recipe, fold)
+    names = [name for name in storage.list_files(folder) if name != FOLD_FILE and not name.startswith("log/")]
+    return {name: sha256_of_file(storage.join(folder, name)) for name in names}
 
 
 def train_fold(
@@ -108,6 +118,7 @@ def train_fold(
     result = {
         "inputs_digest": inputs_digest,
         "fold": fold,
+        "data_digest": read_digest(recipe.data),
         "path": f"fold-{fold}",
         "steps": len(state.steps),
         "samples_seen": _rows_seen(state),
@@ -322,6 +333,7 @@ def export_fold(state: Fold, engine: Any, result: dict[str, Any]) -> None:
         ][-5:]
         result["final_loss"] = sum(last) / len(last)
         result["perspectives"] = measure_perspectives(state, weights)
+        result["files"] = model_files(state.recipe, state.number)
         storage.write_json(str(folder / FOLD_FILE), result)
     shared: list[Any] = [result]
     dist.broadcast_object_list(shared, src=0)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dataset_build import ray_local
 from emollm.config import TrainRecipe
 
 
@@ -20,22 +21,20 @@ def train_under_ray(recipe: TrainRecipe, inputs_digest: str, folds: Sequence[int
 
     Returns once all have a finished `fold-k`. Raises what the workers raised after `max_failures` new starts.
     """
-    import ray
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # with it every printed line appears twice
+    with ray_local.session(log_to_driver=True, num_cpus=_local_cpus(recipe)):
+        _trainer(recipe, inputs_digest, folds).fit()
+
+
+def _trainer(recipe: TrainRecipe, inputs_digest: str, folds: Sequence[int]) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # with it every printed line appears twice
-    started_here = not ray.is_initialized()
-    if started_here:
-        local: dict[str, Any] = {"include_dashboard": False, "num_cpus": _local_cpus(recipe)}
-        if os.environ.get("RAY_ADDRESS"):
-            local = {}
-        ray.init(log_to_driver=True, **local)
     workers = recipe.workers
     resources = {"CPU": workers.cpus, "memory": workers.memory_gib * 2**30}
     if workers.gpus:
         resources["GPU"] = workers.gpus
-    trainer = TorchTrainer(
+    return TorchTrainer(
         train_loop_per_worker=worker_loop,
         train_loop_config={
             "recipe": recipe.model_dump(mode="json"),
@@ -52,11 +51,6 @@ def train_under_ray(recipe: TrainRecipe, inputs_digest: str, folds: Sequence[int
             failure_config=FailureConfig(max_failures=workers.max_failures),
         ),
     )
-    try:
-        trainer.fit()
-    finally:
-        if started_here:
-            ray.shutdown()
 
 
 def worker_loop(config: dict[str, Any]) -> None:

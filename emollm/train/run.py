@@ -69,8 +69,11 @@ def model_digest(out: str) -> str:
     return sha256_of_json({name: sha256_of_file(storage.join(out, name)) for name in names})
 
 
-def train(recipe: TrainRecipe) -> dict[str, Any]:
-    """Train what is not trained yet; returns the content of training.json. Started again, it goes on or says so."""
+def train(recipe: TrainRecipe, *, force: bool = False) -> dict[str, Any]:
+    """Train what is not trained yet; returns the content of training.json. Started again, it goes on or says so.
+
+    `force` removes what is there first, finished folds and checkpoints alike.
+    """
     from emollm.train.loop import finished_fold
     from emollm.train.ray_worker import train_under_ray
 
@@ -81,7 +84,11 @@ def train(recipe: TrainRecipe) -> dict[str, Any]:
     started = time.monotonic()
     data_digest = read_digest(recipe.data)
     inputs_digest = train_inputs_digest(recipe, data_digest)
-    if done := finished_training(recipe, inputs_digest):
+    if force:
+        _remove_foreign(recipe, [])
+        shutil.rmtree(storage.join(recipe.out, "checkpoints"), ignore_errors=True)
+        shutil.rmtree(storage.join(recipe.out, "ray"), ignore_errors=True)
+    elif done := finished_training(recipe, inputs_digest):
         print(
             f"nothing changed: {storage.join(recipe.out, TRAINING_FILE)} is of the same recipe, data and code"
         )
@@ -119,7 +126,8 @@ def train(recipe: TrainRecipe) -> dict[str, Any]:
 
 
 def _remove_foreign(recipe: TrainRecipe, finished: list[int]) -> None:
-    """Remove the models that another recipe, other data or other code left; logs of an unfinished run stay."""
+    """Remove the models that another recipe, other data or other code left, or that are damaged; logs of an unfinished
+    run stay."""
     for folder in Path(recipe.out).glob("fold-*"):
         if (folder / "fold.json").exists() and folder.name not in {f"fold-{fold}" for fold in finished}:
             shutil.rmtree(folder)

@@ -21,6 +21,7 @@ from emollm.evaluate.protocol import (
     read_rows,
     select_rows,
 )
+from emollm.evaluate.results import read_model
 from tests.emollm.evaluate.emobench import make_rows, write_emobench
 
 
@@ -58,6 +59,23 @@ def test_folds_without_a_model_are_left_out_and_counted() -> None:
     rows = [row("a", fold=0, split="test"), row("b", fold=1), row("c", fold=1)]
     asked, left_out = select_rows(rows, "test", ["emo_c"], None, [0])
     assert ([r.uid for r in asked], left_out) == (["a"], {"fold_without_model": 2})
+
+
+def test_one_fold_alone_is_asked_its_own_test_rows_only(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "fold.json").write_text(json.dumps({"fold": 1, "data_digest": "d"}))
+    model = read_model(str(tmp_path))
+    assert (model.folds, model.protocol, model.data_digest) == (None, 1, "d")
+    rows = [row("a", fold=0, split="test"), row("b", fold=1), row("c", split="test")]
+    asked, left_out = select_rows(rows, "test", ["emo_c"], None, (model.protocol,))
+    assert ([r.uid for r in asked], left_out) == (["b"], {"fold_without_model": 2})
+
+
+def test_clips_never_share_an_answer_and_pictures_do() -> None:
+    picture, clip = row("a"), replace(row("b"), media_kinds=("video",), media_sha256=("sha-a",))
+    again = replace(picture, uid="z")
+    assert picture.question_digest(False) == again.question_digest(False)
+    assert clip.question_digest(False) != replace(clip, uid="other").question_digest(False)
 
 
 def test_val_and_train_are_what_the_folders_say() -> None:

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from emollm.config import TrainRecipe, load_recipe
-from emollm.data.features import FeatureStore
-from emollm.train.loop import NonFiniteLossError, align_fold, prepare, schedule, train_fold
+from emollm.data.features import FeatureStore, media_key
+from emollm.train.loop import NonFiniteLossError, align_fold, finished_fold, prepare, schedule, train_fold
 from emollm.train.metrics import read_metrics
 
 RANK = Path(__file__).with_name("rank.py")
@@ -180,6 +180,26 @@ def test_exported_fold_loads_and_its_perspectives_have_opened(tiny_recipe: Train
     assert train_fold(tiny_recipe, 1, "x") == json.loads(
         (Path(tiny_recipe.out) / "fold-1" / "fold.json").read_text()
     )
+
+
+def test_a_damaged_fold_is_not_taken_for_finished_and_training_mends_it(tiny_recipe: TrainRecipe) -> None:
+    train_fold(tiny_recipe, 0, "damage")
+    path = Path(tiny_recipe.out) / "fold-0" / "trained.safetensors"
+    whole = path.read_bytes()
+    assert finished_fold(tiny_recipe, 0, "damage") is not None
+    path.write_bytes(whole[:-100])
+    assert finished_fold(tiny_recipe, 0, "damage") is None
+    train_fold(tiny_recipe, 0, "damage")
+    assert path.read_bytes() == whole
+
+
+def test_clips_cut_from_one_file_do_not_share_features() -> None:
+    def row(*frames: bytes) -> dict:
+        return {"media": [{"kind": "video", "sha256": "of the same file", "data": list(frames)}]}
+
+    assert media_key(row(b"a", b"b")) != media_key(row(b"c", b"d"))
+    assert media_key(row(b"a", b"b")) == media_key(row(b"a", b"b"))
+    assert media_key({"media": []}) == ""
 
 
 def test_alignment_lowers_its_loss_and_leaves_the_language_model_alone(tiny_recipe: TrainRecipe) -> None:
