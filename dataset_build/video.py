@@ -32,6 +32,16 @@ SAMPLE_RATE = 16_000
 _HELD_FRAMES = 256
 # A chunk of our own AVI stream larger than this is not a small PNG frame or a stretch of sound.
 _MAX_CHUNK = 64 << 20
+# Containers that may begin and be cut anywhere: the pictures before the first key frame never decode.
+_STREAMS = ("mpegts", "mpeg")
+# What demuxers say about a file whose end is gone or whose structure is broken, while ffmpeg still returns 0.
+_DAMAGE = (
+    "partial file",
+    "file ended prematurely",
+    "exceeds containing master element",
+    "invalid as first byte of an ebml number",
+    "crc mismatch",
+)
 
 
 class Decoded(NamedTuple):
@@ -72,12 +82,18 @@ def container_format(head: bytes) -> str | None:
 
 
 def read_clip(root: str, ref: schema.MediaRef, settings: MediaSettings) -> list[Medium]:
-    """The frames of a clip and, where it has sound, its sound. Raises MediaError."""
+    """The frames of a clip and, where it has sound, its sound. Raises MediaError.
+
+    A damaged or truncated file is `undecodable`, not a shorter clip. (Ogg, FLV and MPEG streams declare no length: one
+    that was cut between two packets looks whole.)
+    """
     full = media.resolve(root, ref.path)
     head = media.check_file(full, ref.path, settings.max_file_mb)
     container = container_format(head)
     if container is None:
         raise MediaError("not_media", f"{ref.path}: not a video, it starts with {head[:16]!r}")
+    if container == "avi" and (whole := int.from_bytes(head[4:8], "little") + 8) > os.path.getsize(full):
+        raise MediaError("undecodable", f"{ref.path}: cut off; its header announces {whole} bytes")
     start, length = _range(ref, settings)
     decoded, log = _run(full, container, start, length, ref.path, settings)
     seconds = decoded.n_frames / GRID_FPS
@@ -147,8 +163,9 @@ def command(
         flags="bitexact",
         fflags="bitexact",
     )
+    strict = () if container in _STREAMS else ("-xerror",)
     return ffmpeg.compile(
-        stream.global_args("-nostdin", "-hide_banner", "-loglevel", "error"), cmd=ffmpeg_binary()
+        stream.global_args("-nostdin", "-hide_banner", "-loglevel", "error", *strict), cmd=ffmpeg_binary()
     )
 
 
@@ -174,20 +191,28 @@ def _run(
         try:
             assert process.stdout is not None
             decoded = _collect(process.stdout)
+            left_over = bool(process.stdout.read(1))
+            if left_over:  # more than `_collect` takes, which is no clip of ours either
+                process.kill()
+            code = process.wait()
         finally:
             timer.cancel()
             process.kill()
             process.wait()
+            process.stdout.close()
         log.seek(0)
-        text = log.read(20_000).decode("utf-8", "replace")
+        text = log.read(200_000).decode("utf-8", "replace")
     if late.is_set():
         raise MediaError(
             "too_large", f"{name}: not decoded within media.timeout_s = {settings.timeout_s:g} s"
         )
-    if not decoded.frames and "max pixel" in text.lower():
+    said = text.lower()
+    if (code or not decoded.frames) and "max pixel" in said:
         raise MediaError(
             "too_large", f"{name}: more pixels a frame than media.max_pixels = {settings.max_pixels}"
         )
+    if code or left_over or any(damage in said for damage in _DAMAGE):
+        raise MediaError("undecodable", f"{name}: damaged or cut off: {_reason(text)}")
     return decoded, text
 
 

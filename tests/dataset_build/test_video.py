@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import subprocess
 import wave
 from pathlib import Path
 
@@ -119,6 +120,68 @@ def test_broken_clips_are_undecodable(folder, tmp_path):
     (tmp_path / "header.mp4").write_bytes(whole[:40] + bytes(4000))
     assert reason_of(lambda: read(tmp_path, "cut.mp4")) == "undecodable"
     assert reason_of(lambda: read(tmp_path, "header.mp4")) == "undecodable"
+
+
+def convert(source: Path, target: Path, *options: str) -> None:
+    command = [video.ffmpeg_binary(), "-y", "-loglevel", "error", "-i", str(source), *options, str(target)]
+    subprocess.run(command, check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("name", "sound"),
+    [
+        ("fast.mp4", False),
+        ("fast.mp4", True),
+        ("clip.mkv", False),
+        ("clip.mkv", True),
+        ("clip.avi", False),
+        ("clip.flv", True),
+    ],
+)
+def test_a_truncated_clip_is_no_shorter_clip(tmp_path, name, sound):
+    write_clip(tmp_path / "plain.mp4", seed="plain", frames=48, sound=sound)
+    convert(tmp_path / "plain.mp4", tmp_path / name, "-c", "copy", "-movflags", "+faststart")
+    assert read(tmp_path, name)[0].duration_s == pytest.approx(4.0, abs=0.2)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[: len(whole) * 6 // 10])
+    assert reason_of(lambda: read(tmp_path, name)) == "undecodable"
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv"])
+def test_damage_in_the_middle_is_no_clip(tmp_path, name):
+    write_clip(tmp_path / "plain.mp4", seed="plain", frames=48)
+    convert(tmp_path / "plain.mp4", tmp_path / name, "-c", "copy")
+    data = bytearray((tmp_path / name).read_bytes())
+    for place in range(len(data) // 2, len(data) // 2 + 400):
+        data[place] = (data[place] * 7 + 13) % 256
+    (tmp_path / name).write_bytes(data)
+    assert reason_of(lambda: read(tmp_path, name)) == "undecodable"
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("open.mkv", ("-c:v", "libx264", "-x264-params", "open-gop=1:keyint=10:bframes=3:scenecut=0")),
+        ("part.mkv", ("-c:v", "mpeg2video", "-r", "25", "-bf", "2", "-g", "10")),
+        ("part.ts", ("-c", "copy")),
+        ("part.mpg", ("-r", "25")),
+        ("part.flv", ("-c", "copy")),
+        ("part.avi", ("-c", "copy")),
+    ],
+)
+def test_whole_clips_of_every_kind_and_ranges_of_them_are_good(tmp_path, name, options):
+    """A range begins between key frames: what ffmpeg says about the pictures before it is no damage."""
+    write_clip(tmp_path / "plain.mp4", seed="plain", frames=48)
+    convert(tmp_path / "plain.mp4", tmp_path / name, *options)
+    assert read(tmp_path, name)[0].duration_s == pytest.approx(4.0, abs=0.3)
+    if not name.endswith(".ts"):  # mpegts has no index: with one key frame, nothing decodes after it
+        part = read(tmp_path, name, start_s=1.3, end_s=2.3)[0]
+        assert part.duration_s == pytest.approx(1.0, abs=0.1)
+
+
+def test_output_that_is_too_large_is_not_cut_short(folder, monkeypatch):
+    monkeypatch.setattr(video, "_MAX_CHUNK", 100)
+    assert reason_of(lambda: read(folder, "plain.mp4")) == "undecodable"
 
 
 def test_frames_are_held_sparsely_however_long_the_stream():
