@@ -121,17 +121,31 @@ class PrefectApi:
         body = {"state": {"type": state, "name": state.capitalize(), "message": message}, "force": force}
         self.call("POST", f"/flow_runs/{run_id}/set_state", body)
 
-    def sweep_dead_runs(self) -> list[str]:
-        """Mark every open run as crashed and free its concurrency slot; returns their names.
+    def sweep_dead_runs(self, everything: bool) -> list[str]:
+        """Mark open runs whose process is gone as crashed and free their concurrency slots; returns their names.
 
-        Only right on a server that has just been started and whose workers are gone: nothing can be running then.
+        Call it while no worker runs, since then no run of a deployment can be running, nor a run that one of those
+        called. `everything`: also runs that were started without a worker, which is right where the server itself
+        was away.
         """
         body = {"flow_runs": {"state": {"type": {"any_": list(_OPEN_STATES)}}}, "limit": 200}
-        runs = self.call("POST", "/flow_runs/filter", body)
-        for run in runs:
+        opened = {str(run["id"]): run for run in self.call("POST", "/flow_runs/filter", body)}
+        dead = dict(opened) if everything else self._runs_of_workers(opened)
+        for run_id in dead:
             message = "The local services were stopped while it ran; start it again to go on."
-            self.set_state(run["id"], "CRASHED", message, force=True)
+            self.set_state(run_id, "CRASHED", message, force=True)
         for limit in self.call("POST", "/v2/concurrency_limits/filter", {}):
             if limit["active_slots"]:
                 self.call("PATCH", f"/v2/concurrency_limits/{limit['id']}", {"active_slots": 0})
-        return [str(run["name"]) for run in runs]
+        return [str(run["name"]) for run in dead.values()]
+
+    def _runs_of_workers(self, opened: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Those of the open runs (by id) that belong to a deployment, and the open runs that they called."""
+        found: dict[str, dict[str, Any]] = {}
+        waiting = [run_id for run_id, run in opened.items() if run.get("deployment_id")]
+        while waiting:
+            run_id = waiting.pop()
+            if run_id not in found:
+                found[run_id] = opened[run_id]
+                waiting += [child for child in self.children(run_id) if child in opened]
+        return found

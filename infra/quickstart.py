@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 STEPS = 6
 _CANCEL_PATIENCE_S = 45.0
+_SILENCE_S = 30.0
 _WARNING = 30
 _RAY_PREFIX = re.compile(
     r"^\((?:\w+ )?pid=\d+(?:, ip=[\d.]+)?\) "
@@ -44,6 +46,10 @@ _BOILERPLATE = (
 
 class QuickstartFailed(ValueError):
     """The quickstart could not finish; the message says where to look."""
+
+
+class WorkerGone(QuickstartFailed):
+    """What ran the flow has died, so that its run would stay open for ever."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -137,7 +143,9 @@ def run_flow(services: Services, deployment: str, parameters: dict[str, Any]) ->
     run_id = str(flow_run["id"])
     print(f"Prefect page of this run: {services.prefect.page_url}/runs/flow-run/{run_id}", flush=True)
     try:
-        finished = _follow(api, run_id)
+        finished = _follow(api, run_id, lambda: _anyone_runs_it(services))
+    except WorkerGone:
+        raise  # nobody is left who could take a cancellation; the next start of the services tidies up
     except BaseException:
         _ignoring_signals(lambda: _cancel(api, run_id))
         raise
@@ -149,8 +157,18 @@ def run_flow(services: Services, deployment: str, parameters: dict[str, Any]) ->
     return finished
 
 
-def _follow(api: PrefectApi, run_id: str) -> dict[str, Any]:
-    """Print the log lines of the run and the runs it calls as they come; returns the finished run."""
+def _anyone_runs_it(services: Services) -> bool:
+    """Whether the worker or a flow run that it started is alive."""
+    from infra import servers
+
+    return services.worker is not None and bool(servers.family(services.worker))
+
+
+def _follow(api: PrefectApi, run_id: str, alive: Callable[[], bool]) -> dict[str, Any]:
+    """Print the log lines of the run and the runs it calls as they come; returns the finished run.
+
+    Raises WorkerGone where the run has been silent for a while and nothing is `alive` that could end it.
+    """
     shown: dict[str, int] = {}
     silent_since = time.monotonic()
     failures = 0
@@ -171,7 +189,12 @@ def _follow(api: PrefectApi, run_id: str) -> dict[str, Any]:
             continue
         if state["state_type"] in FINAL_STATES:
             return state
-        if time.monotonic() - silent_since > 30:
+        if time.monotonic() - silent_since > _SILENCE_S:
+            if not alive():
+                raise WorkerGone(
+                    "the Prefect worker and its flow run ended without a word (out of memory?); "
+                    "run the same command again to go on"
+                )
             silent_since = time.monotonic()
             print(f"  ... {state['state_name'].lower()}", flush=True)
         time.sleep(1.0)

@@ -23,7 +23,7 @@ from typing import Any
 
 from dataset_build import storage
 from infra import servers
-from infra.prefect_api import PrefectApi
+from infra.prefect_api import ApiError, PrefectApi
 from infra.servers import PROJECT_ROOT, PrefectServer, Process, RayHead, ServiceError
 
 HOME = PROJECT_ROOT / ".local" / "services"
@@ -33,6 +33,7 @@ PREFERRED_PORTS = {"prefect": 4200, "dashboard": 8265, "gcs": 6379}
 LEAST_LOGICAL_CPUS = 4
 OBJECT_STORE_BYTES = 1024**3
 _START_LIMIT_S = 180.0
+_FLOW_PATIENCE_S = 40.0  # a flow run that is told to end stops its Ray job first
 _TOML_MARK = "# Written by `make up` and removed by `make down`."
 # Ray's sockets live below its temp folder, and a socket's path ends at 107 characters.
 _LONGEST_TEMP = 40
@@ -137,6 +138,7 @@ def up(home: Path = HOME) -> Services:
 def _start(services: Services, started: list[Process]) -> None:
     home = services.home
     fresh_prefect, fresh_ray = not services._prefect_healthy(), not services._ray_healthy()
+    _end_worker(services)  # one that is healthy would point at the servers of before, and so do its flow runs
     if fresh_prefect:
         if services.prefect:
             servers.end(services.prefect.process)
@@ -163,10 +165,8 @@ def _start(services: Services, started: list[Process]) -> None:
         _wait("Ray head", services.ray.healthy, services.ray.process)
     if fresh_prefect:
         _wait("Prefect server", services.prefect.healthy, services.prefect.process)
-        for name in PrefectApi(services.prefect.api_url).sweep_dead_runs():
-            print(f"  flow run {name} was still open from an earlier session: marked as crashed", flush=True)
-    if services.worker:  # one that is healthy would still point at the servers of before
-        servers.end(services.worker)
+    for name in PrefectApi(services.prefect.api_url).sweep_dead_runs(everything=fresh_prefect):
+        print(f"  flow run {name} was still open, but nothing runs it: marked as crashed", flush=True)
     register(services)
     services.worker = servers.start_prefect_worker(POOL, services.env, home / "prefect-worker.log")
     started.append(services.worker)
@@ -179,8 +179,7 @@ def down(home: Path = HOME) -> int:
     """End what `up` started: worker first, so that no flow is left without a server. Returns how many processes ended."""
     with _only_one(home):
         services, ended = Services.load(home), 0
-        if services.worker:
-            ended += servers.end(services.worker, patience_s=40)  # a flow run stops its Ray job first
+        ended += _end_worker(services)
         ended += _end_ray(services)
         if services.prefect:
             ended += servers.end(services.prefect.process)
@@ -217,6 +216,16 @@ def print_how_to(services: Services) -> None:
     print(
         "                  (also train-emollm, evaluate-emollm, retrain-emollm; each has quickstart and smoke)"
     )
+
+
+def _end_worker(services: Services) -> int:
+    """End the worker and what is left of its flow runs, also where the worker itself has died already."""
+    if not services.worker:
+        return 0
+    ended = servers.end(services.worker, patience_s=_FLOW_PATIENCE_S)
+    services.worker = None
+    services.save()
+    return ended
 
 
 def _end_ray(services: Services) -> int:
@@ -365,7 +374,7 @@ def main(arguments: list[str] | None = None) -> int:
             )
         else:
             return 0 if status(home) else 1
-    except ServiceError as error:
+    except (ServiceError, ApiError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from infra import quickstart, servers, services
 from infra.memory import PeakMemory
+from infra.prefect_api import PrefectApi
 from tests.fixtures.emoji_tree import smoke_overrides, write_emoji_tree
 
 
@@ -36,6 +39,40 @@ def test_prefects_own_lines_are_left_out_and_errors_are_kept(capsys: pytest.Capt
     )
     said = capsys.readouterr().out
     assert said == "  converting: 24/188 rows, 13 %\n  ! job build-1 failed:\n  !   error: no such folder\n"
+
+
+class SilentRun(PrefectApi):
+    """A run that says nothing and stays open, as after the death of what ran it."""
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        return {"state_type": "RUNNING", "state_name": "Running"} if method == "GET" else []
+
+
+def test_a_run_that_nobody_runs_is_not_followed_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quickstart, "_SILENCE_S", 0.5)
+    looks = iter([True, False])
+    with pytest.raises(quickstart.QuickstartFailed, match="run the same command again"):
+        quickstart._follow(SilentRun("http://127.0.0.1:9/api"), "run", lambda: next(looks))
+    assert list(looks) == []
+
+
+def test_a_worker_that_died_runs_nothing_unless_a_flow_of_it_is_left(tmp_path: Path) -> None:
+    sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
+    worker = servers.start("worker", sleeper, servers.clean_environment({}), tmp_path / "log", "mark-worker")
+    flow = servers.start("flow", sleeper, servers.clean_environment({}), tmp_path / "log", "mark-worker")
+    local = services.Services(tmp_path, worker=worker)
+    try:
+        os.kill(worker.pid, signal.SIGKILL)
+        until = time.monotonic() + 10
+        while servers.running(worker) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert quickstart._anyone_runs_it(local)
+        assert services._end_worker(local) == 1  # the flow that was left
+        assert not servers.running(flow)
+        assert local.worker is None and services.Services.load(tmp_path).worker is None
+        assert not quickstart._anyone_runs_it(local)
+    finally:
+        servers.end(flow, patience_s=2)
 
 
 @pytest.mark.slow

@@ -99,17 +99,21 @@ def _is_loopback(ip: str) -> bool:
     return (mapped or address).is_loopback
 
 
-def test_up_repairs_what_was_killed_and_marks_its_runs_as_crashed(local_services: services.Services) -> None:
+@pytest.mark.parametrize("killed", [("worker",), ("worker", "Prefect server")])
+def test_up_repairs_what_was_killed_and_marks_its_runs_as_crashed(
+    local_services: services.Services, killed: tuple[str, ...]
+) -> None:
     assert local_services.prefect and local_services.worker
     api = PrefectApi(local_services.prefect.api_url)
     deployment = api.deployment_id("build-emobench/smoke")
     run = api.start(deployment, {"recipe": "smoke"})
     api.set_state(run["id"], "RUNNING", "as if a worker had started it", force=True)
     ray_before = local_services.ray
-    for process in (local_services.worker, local_services.prefect.process):
-        os.kill(process.pid, signal.SIGKILL)
+    victims = {"worker": local_services.worker, "Prefect server": local_services.prefect.process}
+    for name in killed:
+        os.kill(victims[name].pid, signal.SIGKILL)
     until = time.monotonic() + 10
-    while servers.running(local_services.prefect.process) and time.monotonic() < until:
+    while any(servers.running(victims[name]) for name in killed) and time.monotonic() < until:
         time.sleep(0.1)
     assert command("status", home=local_services.home).returncode == 1
 
