@@ -1,5 +1,11 @@
 """Which model is the champion: decided by a paired bootstrap on the same test rows, and written down either way.
 
+Data may grow between two trainings, so the same rows are asked for, not the same data digest: with equal digests all
+rows are the same, with different ones a row counts as the same where uid, prompt, options, right answers and media are.
+Every sub-task of either overall mean must have at least half of its rows in common (of the larger of the two
+evaluations), otherwise the champion stays. What was compared and left out is in the reason, both data digests in the
+history.
+
 REGISTRY/champion.json                        what is in use: model, scores, data, when and why (replaced atomically)
 REGISTRY/history.jsonl                        one line per decision, promoted or not
 REGISTRY/models/<digest16>/{model,evaluation} copies of promoted models, so that the next training cannot change them
@@ -11,22 +17,34 @@ import datetime
 import json
 import os
 import shutil
+from collections import Counter
 from typing import Any, NamedTuple
 
 from dataset_build import storage
 
 KEEP = 3  # promoted models kept, the champion among them
-_EVALUATION_FILES = ("results.json", "samples.parquet", "report.html")
-
-
 LEAST_COMMON_SHARE = 0.5
+_EVALUATION_FILES = ("results.json", "samples.parquet", "report.html")
 _QUESTION = ("uid", "prompt", "options", "gold_answers", "media_sha256")
+
+
+class Shared(NamedTuple):
+    """Rows of one sub-task: put to both models, to the challenger, to the champion."""
+
+    both: int
+    challenger: int
+    champion: int
+
+    @property
+    def enough(self) -> bool:
+        return self.both > 0 and self.both >= LEAST_COMMON_SHARE * max(self.challenger, self.champion)
 
 
 class Comparison(NamedTuple):
     """Challenger minus champion: the mean over sub-tasks of accuracy differences on the `n` rows both were asked.
 
-    `left_out` counts the challenger's rows that the champion was not asked in the same words, with the same picture.
+    `sub_tasks` holds the difference of each compared sub-task, `rows` how many rows each sub-task of either evaluation
+    has. `left_out` counts the challenger's rows that the champion was not asked in the same words, with the same picture.
     """
 
     diff: float
@@ -34,10 +52,24 @@ class Comparison(NamedTuple):
     n: int
     left_out: int
     sub_tasks: dict[str, float]
+    rows: dict[str, Shared]
 
     @property
-    def common_share(self) -> float:
-        return self.n / max(1, self.n + self.left_out)
+    def too_little(self) -> list[str]:
+        """The sub-tasks of which too few rows were put to both models."""
+        return [task for task, shared in self.rows.items() if not shared.enough]
+
+    def describe_rows(self) -> str:
+        """For example `on 30 rows (emo_c 30 of 40; 10 rows were put to one model only)`."""
+        tasks = [
+            f"{task} {shared.both} of {max(shared.challenger, shared.champion)}"
+            for task, shared in self.rows.items()
+        ]
+        alone = sum(shared.challenger + shared.champion - 2 * shared.both for shared in self.rows.values())
+        notes = [", ".join(tasks)] if tasks else []
+        if alone:
+            notes.append(f"{alone} row{'s were' if alone > 1 else ' was'} put to one model only and left out")
+        return f"on {self.n} rows" + (f" ({'; '.join(notes)})" if notes else "")
 
 
 def read_champion(registry: str) -> dict[str, Any] | None:
@@ -49,14 +81,20 @@ def compare(challenger: str, champion: str, draws: int, seed: int) -> Comparison
     """Paired, clustered bootstrap over two evaluation folders, on the rows that put the same question to both.
 
     Each model answered its rows when they were held out from it; a champion is never asked rows of newer data, which it
-    may have been trained on. Demonstration rows stay out.
+    may have been trained on. Demonstration rows stay out, as they do of the overall mean.
     """
     from emollm.evaluate.metrics import TaskScores, mean_over_tasks
 
     ours, theirs = _correctness(challenger), _correctness(champion)
     common = sorted(ours.keys() & theirs.keys())
+    counts = [Counter(rows[question][0] for question in rows) for rows in (ours, theirs)]
+    both = Counter(ours[question][0] for question in common)
+    shared = {
+        task: Shared(both[task], counts[0][task], counts[1][task])
+        for task in sorted(counts[0].keys() | counts[1].keys())
+    }
     if not common:
-        return Comparison(0.0, (0.0, 0.0), 0, len(ours), {})
+        return Comparison(0.0, (0.0, 0.0), 0, len(ours), {}, shared)
     gains: dict[str, tuple[list[float], list[str]]] = {}
     for question in common:
         task, group, correct = ours[question]
@@ -66,7 +104,8 @@ def compare(challenger: str, champion: str, draws: int, seed: int) -> Comparison
     tasks = {task: TaskScores(values, groups) for task, (values, groups) in gains.items()}
     diff, interval = mean_over_tasks(tasks, draws, seed)
     per_task = {task: sum(values) / len(values) for task, (values, _) in gains.items()}
-    return Comparison(diff, (interval.low, interval.high), len(common), len(ours) - len(common), per_task)
+    left_out = len(ours) - len(common)
+    return Comparison(diff, (interval.low, interval.high), len(common), left_out, per_task, shared)
 
 
 def _correctness(evaluation: str) -> dict[str, tuple[str, str, bool]]:
@@ -93,11 +132,12 @@ def decide(
         return "unchanged", "this very model is the champion already"
     assert comparison is not None, "a comparison is needed where the champion is another model"
     low, high = comparison.ci95
-    numbers = f"difference {comparison.diff:+.4f} [{low:+.4f}, {high:+.4f}] on {comparison.n} rows"
-    if comparison.common_share < LEAST_COMMON_SHARE:
+    numbers = f"difference {comparison.diff:+.4f} [{low:+.4f}, {high:+.4f}] {comparison.describe_rows()}"
+    if not comparison.n or comparison.too_little:
         return "kept", (
-            f"the data changed too much to compare: the champion was asked only {comparison.n} of "
-            f"{comparison.n + comparison.left_out} rows ({numbers}); delete champion.json to start anew"
+            f"the data changed too much to compare {', '.join(comparison.too_little) or 'anything'}: at least "
+            f"{LEAST_COMMON_SHARE:.0%} of a sub-task's rows must have been put to both models; {numbers}; "
+            "delete champion.json to start anew"
         )
     if low > 0:
         return "promoted", f"better than the champion: {numbers}"
@@ -115,7 +155,7 @@ def write_decision(
 ) -> dict[str, Any]:
     """Append the decision to history.jsonl and, where it is a promotion, copy the model and make it the champion.
 
-    `entry` holds at least `model_digest` and `data_digest`. The champion's pointer moves only after its copy is whole.
+    `entry` holds at least `model_digest` and `data_digest`, what the model was scored on. The champion's pointer moves only after its copy is whole.
     """
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     record = {"decision": decision, "reason": reason, "at": now, **entry}

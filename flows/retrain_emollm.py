@@ -112,10 +112,12 @@ def _decide(loaded: TrainRecipe, model_digest: str, scored: dict[str, Any]) -> d
         "data_digest": data,
         "overall": scored["overall"].get("accuracy"),
         "champion": champion["model_digest"] if champion else None,
+        "champion_data_digest": champion.get("data_digest") if champion else None,
     }
     if comparison:
         entry |= {"diff": comparison.diff, "diff_ci95": list(comparison.ci95), "n": comparison.n}
         entry |= {"left_out": comparison.left_out, "diff_per_sub_task": comparison.sub_tasks}
+        entry["rows_per_sub_task"] = {task: shared._asdict() for task, shared in comparison.rows.items()}
     record = registry.write_decision(
         folder, verdict, reason, entry, model=loaded.out, evaluation=scored["out"]
     )

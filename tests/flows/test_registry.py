@@ -12,27 +12,39 @@ import pytest
 from flows import registry
 
 
-def evaluation(folder: Path, correct: list[bool], first_uid: int = 0, demonstration: bool = False) -> str:
-    """An evaluation folder with one Emo-C row per entry, two rows (drawings) per emoji."""
+def evaluation(
+    folder: Path,
+    correct: list[bool],
+    first_uid: int = 0,
+    demonstration: bool = False,
+    others: dict[str, list[bool]] | None = None,
+) -> str:
+    """An evaluation folder with one Emo-C row per entry, two rows (drawings) per emoji; `others`: more sub-tasks."""
     folder.mkdir(parents=True)
-    rows = [
+    rows = []
+    for task, values in {"emo_c": correct, **(others or {})}.items():
+        rows += _rows(task, values, first_uid, demonstration)
+    pq.write_table(pa.Table.from_pylist(rows), folder / "samples.parquet")
+    (folder / "results.json").write_text("{}")
+    (folder / "report.html").write_text("<html>")
+    return str(folder)
+
+
+def _rows(task: str, correct: list[bool], first_uid: int, demonstration: bool) -> list[dict[str, object]]:
+    return [
         {
-            "uid": f"emoji/all/{first_uid + number}",
+            "uid": f"emoji/{task}/{first_uid + number}",
             "prompt": "Which feeling? <image>",
             "options": ["joy", "sadness"],
             "gold_answers": ["joy"],
             "media_sha256": [f"{first_uid + number:064x}"],
-            "sub_task": "emo_c",
+            "sub_task": task,
             "group": f"emoji={number // 2}",
             "correct": value,
             "demonstration": demonstration,
         }
         for number, value in enumerate(correct)
     ]
-    pq.write_table(pa.Table.from_pylist(rows), folder / "samples.parquet")
-    (folder / "results.json").write_text("{}")
-    (folder / "report.html").write_text("<html>")
-    return str(folder)
 
 
 def model(folder: Path, weights: str) -> str:
@@ -85,13 +97,39 @@ def test_only_the_same_questions_are_compared(tmp_path: Path) -> None:
     verdict, reason = registry.decide(
         {"model_digest": "old"}, "new", registry.compare(one, mostly_new, 100, 0)
     )
-    assert verdict == "kept" and "only 10 of 40 rows" in reason
+    assert verdict == "kept" and "too much to compare emo_c" in reason and "emo_c 10 of 40" in reason
 
     demo = evaluation(tmp_path / "demo", [True] * 4, demonstration=True)
     for other in (evaluation(tmp_path / "elsewhere", [True] * 4, first_uid=900), demo):
         nothing = registry.compare(one, other, draws=100, seed=0)
         assert nothing.n == 0
         assert registry.decide({"model_digest": "old"}, "new", nothing)[0] == "kept"
+
+
+def test_a_sub_task_that_cannot_be_compared_prevents_a_promotion(tmp_path: Path) -> None:
+    champion = {"model_digest": "old"}
+    worse, better = [False] * 40, [True] * 40
+    base = evaluation(tmp_path / "base", worse, others={"intent": [True] * 20})
+
+    gone = evaluation(
+        tmp_path / "gone", better
+    )  # the sub-task that the champion is good at is not asked any more
+    result = registry.compare(gone, base, draws=100, seed=0)
+    assert result.ci95[0] > 0 and result.rows["intent"] == (0, 0, 20)
+    verdict, reason = registry.decide(champion, "new", result)
+    assert verdict == "kept" and "too much to compare intent" in reason and "intent 0 of 20" in reason
+
+    for rows, expected in ((9, "kept"), (10, "promoted"), (40, "promoted"), (41, "kept")):
+        other = evaluation(tmp_path / str(rows), better, others={"intent": [True] * rows})
+        result = registry.compare(other, base, draws=100, seed=0)
+        verdict, reason = registry.decide(champion, "new", result)
+        assert verdict == expected, (rows, reason)
+        assert "emo_c 40 of 40" in reason and f"intent {min(rows, 20)} of {max(rows, 20)}" in reason
+        assert f"{abs(rows - 20)} rows were put to one model only" in reason
+
+    new = evaluation(tmp_path / "new", better, others={"intent": [True] * 20, "stance": [True] * 20})
+    verdict, reason = registry.decide(champion, "new", registry.compare(new, base, draws=100, seed=0))
+    assert verdict == "kept" and "too much to compare stance" in reason
 
 
 def test_the_champion_survives_the_next_training_and_old_copies_go(tmp_path: Path) -> None:
