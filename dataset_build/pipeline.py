@@ -308,7 +308,8 @@ def _write_decision(
 
 
 def _remove_strangers(out: str, files: dict[str, Any]) -> None:
-    """Remove sample files of an earlier build that this one did not write."""
+    """Remove sample files of an earlier build that this one did not write, and what killed writes left."""
+    storage.remove_partials(out)
     for path in storage.list_files(out):
         if path.split("/")[0] in schema.SPLITS and path not in files:
             storage.remove(storage.join(out, path))

@@ -1,6 +1,7 @@
 """Files on a local disk or `s3://` alike, through fsspec. Every path of a recipe goes through here.
 
-Writes are atomic: readers see the old file or the new one, never half of one.
+Writes are atomic: readers see the old file or the new one, never half of one. A write that was killed leaves
+`.NAME.<hex>.partial` beside NAME; Arrow and Ray pass over names that start with a dot.
 """
 
 from __future__ import annotations
@@ -8,10 +9,13 @@ from __future__ import annotations
 import json
 import os
 import posixpath
+import re
 import uuid
 from typing import IO, Any
 
 _REMOTE = "://"
+# With and without the dot, which earlier versions did not write.
+_PARTIAL = re.compile(r"\.?.+\.[0-9a-f]{8}\.partial")
 
 
 def is_remote(path: str) -> bool:
@@ -64,8 +68,9 @@ def open_read(path: str) -> IO[bytes]:
 def write_bytes(path: str, data: bytes) -> None:
     """Write `data` to `path`, atomically; missing folders are made."""
     if not is_remote(path):
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        partial = f"{path}.{uuid.uuid4().hex[:8]}.partial"
+        folder, name = os.path.split(os.path.abspath(path))
+        os.makedirs(folder, exist_ok=True)
+        partial = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.partial")
         try:
             with open(partial, "wb") as stream:
                 stream.write(data)
@@ -94,18 +99,28 @@ def write_json(path: str, value: Any) -> None:
 
 def list_files(root: str) -> list[str]:
     """All files below `root`, as sorted paths relative to it with forward slashes; partial writes are left out."""
+    return sorted(path for path in _walk(root) if not path.endswith(".partial"))
+
+
+def remove_partials(root: str) -> int:
+    """Remove what killed writes left below `root`, where nobody may be writing now. Returns how many there were."""
+    stale = [path for path in _walk(root) if _PARTIAL.fullmatch(posixpath.basename(path))]
+    for path in stale:
+        remove(join(root, path))
+    return len(stale)
+
+
+def _walk(root: str) -> list[str]:
     if not is_remote(root):
-        found = [
+        return [
             os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/")
             for folder, _, names in os.walk(root)
             for name in names
         ]
-    else:
-        fs, inner = filesystem(root)
-        fs.invalidate_cache()
-        prefix = inner.rstrip("/") + "/"
-        found = [path[len(prefix) :] for path in fs.find(inner)] if fs.exists(inner) else []
-    return sorted(path for path in found if not path.endswith(".partial"))
+    fs, inner = filesystem(root)
+    fs.invalidate_cache()
+    prefix = inner.rstrip("/") + "/"
+    return [path[len(prefix) :] for path in fs.find(inner)] if fs.exists(inner) else []
 
 
 def remove(path: str) -> None:
