@@ -41,7 +41,8 @@ def build_emobench(
     Args:
         recipe: name of a shipped recipe, or the path of a YAML file
         overrides: values to change in the recipe, each KEY=VALUE with a dotted key, for example seed=1
-        force: run the step even though its output is up to date
+        force: verify and write the data again, even though it is up to date (manifest.json is removed first);
+            finished parts of the same inputs are used again
         deadline_minutes: stop the Ray job after so many minutes; what it finished is kept
 
     Returns:

@@ -47,6 +47,7 @@ def plan(
             *settings,
         ],
         check=lambda results: _problems(out, results),
+        force_arguments=("--force",),
     )
 
 
@@ -98,7 +99,7 @@ def evaluate_emollm(
         model: folder with the trained model; empty: the recipe's own
         data: EmoBench folder; empty: the recipe's own
         out: where the results go; empty: `evaluation` beside the model
-        force: run the step even though its output is up to date
+        force: ask the model anew, even though the scores are up to date; stored answers are removed
         deadline_minutes: stop the Ray job after so many minutes; what it finished is kept
 
     Returns:

@@ -42,7 +42,7 @@ def retrain_emollm(
         build_recipe: recipe of the EmoBench build; empty: the shipped one with the same name
         build_overrides: values to change in the build recipe, each KEY=VALUE with a dotted key, for example seed=1
         train_overrides: values to change in the train recipe, each KEY=VALUE with a dotted key, for example seed=1
-        force: train and evaluate even though model and scores are up to date
+        force: train and evaluate from scratch, even though model and scores are up to date; the data is not built anew
         deadline_minutes: stop each Ray job after so many minutes; what it finished is kept
 
     Returns:

@@ -37,7 +37,10 @@ class StepFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Step:
-    """`final` is the path of the JSON file that is written last; `arguments` are the job's, after the interpreter."""
+    """`final` is the path of the JSON file that is written last; `arguments` are the job's, after the interpreter.
+
+    `force_arguments` follow them where the work is to be done anew: they make the job drop what it finished before.
+    """
 
     flow: str
     recipe: str
@@ -46,6 +49,7 @@ class Step:
     inputs_digest: str
     arguments: list[str]
     check: Check
+    force_arguments: tuple[str, ...] = ()
 
     def up_to_date(self) -> dict[str, Any] | None:
         """The content of the final JSON where the output is whole and of today's inputs, else None."""
@@ -90,18 +94,13 @@ def run_step(step: Step, *, force: bool, deadline_minutes: float) -> Outcome:
         logger.info("to do: %s", problem)
     if force:
         storage.remove(step.final)
-    work = ray_jobs.Work(
-        name=ray_jobs.job_name(step.flow, step.recipe, step.inputs_digest),
-        arguments=step.arguments,
-        out=storage.filesystem(step.out)[1],
-        deadline_s=deadline_minutes * 60,
-        owner=root_flow_run_id(),
-        metadata={"flow": step.flow, "recipe": step.recipe},
-    )
+    work = work_of(step, force=force, deadline_minutes=deadline_minutes, owner=root_flow_run_id())
     client = ray_jobs.connect()
     attempt = ray_jobs.submit_or_attach(client, work, lambda: step.up_to_date() is not None, force=force)
     url = ray_jobs.dashboard_url(client, attempt.job_id)
     logger.info("Ray job %s: %s, %s", attempt.job_id, attempt.how, url)
+    if force and attempt.how == "attached":
+        logger.warning("this work was under way already, so its result is taken; nothing is done anew")
     progress = ProgressArtifact(step.flow)
 
     def say(line: str) -> None:
@@ -120,6 +119,18 @@ def run_step(step: Step, *, force: bool, deadline_minutes: float) -> Outcome:
     seconds = time.monotonic() - began
     logger.info("%s: %s after %s", step.out, attempt.how, duration(seconds))
     return Outcome(attempt.how, content, attempt.job_id, url, seconds)
+
+
+def work_of(step: Step, *, force: bool, deadline_minutes: float, owner: str) -> ray_jobs.Work:
+    """The step as a job. Forced or not, it has the same name: a forced one is the next attempt at the same work."""
+    return ray_jobs.Work(
+        name=ray_jobs.job_name(step.flow, step.recipe, step.inputs_digest),
+        arguments=[*step.arguments, *(step.force_arguments if force else ())],
+        out=storage.filesystem(step.out)[1],
+        deadline_s=deadline_minutes * 60,
+        owner=owner,
+        metadata={"flow": step.flow, "recipe": step.recipe},
+    )
 
 
 def root_flow_run_id() -> str:

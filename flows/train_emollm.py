@@ -31,6 +31,7 @@ def plan(recipe: str, overrides: list[str]) -> tuple[TrainRecipe, Step]:
         inputs_digest=train_inputs_digest(loaded, data_digest(loaded.data)),
         arguments=["-m", "emollm", "train", recipe, *settings],
         check=lambda training: _problems(loaded.out, training),
+        force_arguments=("--force",),
     )
 
 
@@ -57,7 +58,7 @@ def train_emollm(
     Args:
         recipe: name of a shipped recipe, or the path of a YAML file
         overrides: values to change in the recipe, each KEY=VALUE with a dotted key, for example seed=1
-        force: run the step even though its output is up to date
+        force: train anew from the first step, even though the model is up to date; finished folds are removed
         deadline_minutes: stop the Ray job after so many minutes; what it finished is kept
 
     Returns:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ from flows import artifacts
 from flows.build_emobench import build_emobench
 from flows.evaluate_emollm import evaluation_folder, model_digest
 from flows.evaluate_emollm import plan as plan_evaluation
-from flows.steps import Step
+from flows.steps import Step, work_of
 from flows.train_emollm import MissingInput, data_digest
+from flows.train_emollm import plan as plan_training
 
 
 def step(folder: Path, problems: list[str]) -> Step:
@@ -78,6 +81,37 @@ def test_an_evaluation_whose_samples_were_cut_off_is_done_again(tmp_path: Path) 
     (out / "report.html").write_text("<html>")
     (out / "results.json").write_text(json.dumps({**results, "files": {}}))
     assert "does not say what samples.parquet" in planned.problems()[0]
+
+
+def test_force_makes_the_job_start_from_scratch_as_the_next_attempt_at_the_same_work(tmp_path: Path) -> None:
+    model, data = inputs_of_an_evaluation(tmp_path)
+    steps = [
+        plan_evaluation("smoke", ["seed=1"], model, data, str(tmp_path / "evaluation"))[1],
+        plan_training("smoke", [f"data={data}", f"out={model}"])[1],
+    ]
+    for planned in steps:
+        usual, forced = (
+            work_of(planned, force=force, deadline_minutes=5, owner="run") for force in (False, True)
+        )
+        assert forced.arguments == [*usual.arguments, "--force"]
+        assert "--force" not in usual.arguments
+        assert (forced.name, forced.out, forced.metadata) == (usual.name, usual.out, usual.metadata)
+        assert forced.name.endswith(planned.inputs_digest[:16])
+    build = step(tmp_path, [])  # its job takes no such argument
+    assert work_of(build, force=True, deadline_minutes=5, owner="run").arguments == build.arguments
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_commands_take_what_a_forced_step_says(number: int, tmp_path: Path) -> None:
+    model, data = inputs_of_an_evaluation(tmp_path)
+    planned = (plan_evaluation("smoke", [], model, data)[1], plan_training("smoke", [f"data={data}"])[1])[
+        number
+    ]
+    work = work_of(planned, force=True, deadline_minutes=5, owner="run")
+    command = [sys.executable, *work.arguments, "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert "--force" in result.stdout
 
 
 def test_missing_inputs_name_the_flow_that_makes_them(tmp_path: Path) -> None:
