@@ -19,7 +19,8 @@ _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _PROGRESS = re.compile(r"(?P<what>.+): (?P<done>\d+)/(?P<total>\d+) (?P<unit>\S+?),")
 _RAY_CHATTER = re.compile(
     r"^(\(raylet\)|Running entrypoint for job|\d{4}-\d\d-\d\d [\d:,]+\s+(INFO|WARNING)\s"
-    r"|\[\d{4}-\d\d-\d\d .*\b[IW] \d|.*View the dashboard at|.*Connecting to existing Ray cluster)"
+    r"|\[\d{4}-\d\d-\d\d .*\b[IW] \d|.*View the dashboard at|.*Connecting to existing Ray cluster"
+    r"|\((?:\w+ )?pid=\d+(?:, ip=[\d.:a-f]+)?\)\s*$)"  # an empty line of one of Ray's processes
 )
 
 

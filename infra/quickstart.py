@@ -31,9 +31,8 @@ STEPS = 6
 _CANCEL_PATIENCE_S = 45.0
 _SILENCE_S = 30.0
 _WARNING = 30
-_RAY_PREFIX = re.compile(
-    r"^\((?:\w+ )?pid=\d+(?:, ip=[\d.]+)?\) "
-)  # which of Ray's processes printed the line
+# Which of Ray's processes printed the line.
+_RAY_PREFIX = re.compile(r"^\((?:\w+ )?pid=\d+(?:, ip=[\d.:a-f]+)?\)(?: |$)")
 _BOILERPLATE = (
     "Worker '",
     "Running 1 deployment pull step",
@@ -210,7 +209,9 @@ def _show(level: int, message: str) -> None:
         )
     prefix = "  ! " if level >= _WARNING else "  "
     for line in message.splitlines():
-        print(f"{prefix}{_RAY_PREFIX.sub('', line)}", flush=True)
+        text = _RAY_PREFIX.sub("", line)
+        if text.strip():
+            print(f"{prefix}{text}", flush=True)
 
 
 def _cancel(api: PrefectApi, run_id: str) -> None:

@@ -12,11 +12,17 @@ def test_the_last_useful_lines_leave_progress_and_ray_chatter_out() -> None:
             "2026-11-23 01:22:00,123\tINFO worker.py:2000 -- Connecting to existing Ray cluster at 127.0.0.1",
             "converting: 12/300 rows, 4 %, 8.0 rows/s, 36 s left",
             "(raylet) Spilled 20 MiB",
+            "(RayTrainWorker pid=4711, ip=127.0.0.1) ",
+            "(pid=4711)",
             "",
+            "(RayTrainWorker pid=4711) step 3",
             "error: sources.0.root: no such folder 'x'; run `make samples`",
         ]
     )
-    assert last_useful_lines(log) == ["error: sources.0.root: no such folder 'x'; run `make samples`"]
+    assert last_useful_lines(log) == [
+        "(RayTrainWorker pid=4711) step 3",
+        "error: sources.0.root: no such folder 'x'; run `make samples`",
+    ]
 
 
 def test_only_the_last_lines_of_a_long_traceback_are_kept() -> None:

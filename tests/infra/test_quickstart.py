@@ -33,7 +33,8 @@ def test_peak_memory_sees_a_child_that_has_gone_again() -> None:
 
 def test_prefects_own_lines_are_left_out_and_errors_are_kept(capsys: pytest.CaptureFixture[str]) -> None:
     quickstart._show(20, "Deployment step 'set_working_directory' completed successfully")
-    quickstart._show(20, "converting: 24/188 rows, 13 %")
+    quickstart._show(20, "(convert pid=4711, ip=127.0.0.1) converting: 24/188 rows, 13 %")
+    quickstart._show(20, "(convert pid=4711)\n(convert pid=4711, ip=127.0.0.1) \n\n")
     quickstart._show(
         40, "job build-1 failed:\n  error: no such folder\nTraceback (most recent call last):\n  File x"
     )
