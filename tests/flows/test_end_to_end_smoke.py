@@ -52,10 +52,26 @@ def retraining(local_services: Services, tmp_path_factory: pytest.TempPathFactor
     return Retraining(out, parameters, run, PrefectApi(local_services.prefect.api_url))
 
 
-def artifact(api: PrefectApi, key: str) -> Any:
-    """The newest artifact of a key: rows of a table, or text."""
-    data = api.call("GET", f"/artifacts/{key}/latest")["data"]
+def artifact(retraining: Retraining, key: str) -> Any:
+    """The newest artifact of a key that this run or a run it called left: rows of a table, or text."""
+    run_id = str(retraining.run["id"])
+    body = {
+        "artifacts": {
+            "flow_run_id": {"any_": [run_id, *retraining.api.children(run_id)]},
+            "key": {"any_": [key]},
+        },
+        "sort": "CREATED_DESC",
+        "limit": 1,
+    }
+    found = retraining.api.call("POST", "/artifacts/filter", body)
+    assert found, f"the run left no artifact {key}"
+    data = found[0]["data"]
     return json.loads(data) if isinstance(data, str) and data.startswith("[{") else data
+
+
+def history(retraining: Retraining) -> list[dict[str, Any]]:
+    lines = (retraining.out / "registry" / "history.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def test_emobench_model_scores_and_report_are_there(retraining: Retraining) -> None:
@@ -84,20 +100,22 @@ def test_the_first_model_is_promoted_and_copied(retraining: Retraining) -> None:
     assert champion["model_digest"] == training["model_digest"]
     assert champion["reason"] == "there was no champion yet"
     assert (registry / champion["model"] / "training.json").exists()
-    assert len((registry / "history.jsonl").read_text().splitlines()) == 1
+    first = history(retraining)[0]
+    assert (first["decision"], first["model_digest"]) == ("promoted", training["model_digest"])
+    assert (first["data_digest"], first["champion_data_digest"]) == (training["data_digest"], None)
 
 
 def test_the_run_left_its_artifacts(retraining: Retraining) -> None:
-    counts = artifact(retraining.api, "counts-smoke")
+    counts = artifact(retraining, "counts-smoke")
     assert counts[-1]["source"] == "total" and counts[-1]["kept"] > 0
-    assert {row["reason"] for row in artifact(retraining.api, "rejects-smoke")} == {"source_rule"}
-    scores = artifact(retraining.api, "scores-smoke")
+    assert {row["reason"] for row in artifact(retraining, "rejects-smoke")} == {"source_rule"}
+    scores = artifact(retraining, "scores-smoke")
     assert [row["sub_task"] for row in scores][0] == "emo_c" and scores[-1]["sub_task"] == "overall"
     assert "[" in scores[0]["accuracy"]
-    assert len(artifact(retraining.api, "training-smoke")) == 2
-    assert "report.html" in artifact(retraining.api, "links-evaluate-smoke")
-    assert "/#/jobs/train-emollm-smoke-" in artifact(retraining.api, "links-train-smoke")
-    decision = {row["what"]: row["value"] for row in artifact(retraining.api, "decision-smoke")}
+    assert len(artifact(retraining, "training-smoke")) == 2
+    assert "report.html" in artifact(retraining, "links-evaluate-smoke")
+    assert "/#/jobs/train-emollm-smoke-" in artifact(retraining, "links-train-smoke")
+    decision = {row["what"]: row["value"] for row in artifact(retraining, "decision-smoke")}
     assert decision["decision"] == "promoted"
 
 
@@ -134,8 +152,7 @@ def test_a_second_run_finds_nothing_to_do(
     said = capsys.readouterr().out
     assert said.count("unchanged: ") >= 3 and "nothing changed" in said
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    history = (retraining.out / "registry" / "history.jsonl").read_text().splitlines()
-    assert [json.loads(line)["decision"] for line in history] == ["promoted", "unchanged"]
+    assert [entry["decision"] for entry in history(retraining)] == ["promoted", "unchanged"]
 
 
 def test_the_quickstart_command_sees_that_without_starting_a_service(
