@@ -1,6 +1,6 @@
 """The ledger: per source and split, records = kept + rejected + duplicates. Checked at the end of every build.
 
-Every item that an adapter yields is a record. A reject of a source that has no split of its own counts under train:
+Every item that an adapter yields is a record. A reject without a split, or with an unknown one, counts under train:
 it left before splits were drawn, and the training side is where an untested row belongs.
 """
 
@@ -19,7 +19,8 @@ Ledger = dict[str, dict[str, dict[str, int]]]
 
 
 def split_of_reject(split: str | None) -> str:
-    return split or "train"
+    """Where a reject counts; an adapter's own rejects may name a split that is none of ours."""
+    return split if split in SPLITS else "train"
 
 
 def make(

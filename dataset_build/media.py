@@ -67,8 +67,12 @@ class Medium:
 def resolve(root: str, path: str) -> str:
     """The absolute path of an annotation's `path`, which must stay inside `root`, links resolved.
 
-    Raises MediaError: path_outside_root, missing_media.
+    Raises MediaError: path_outside_root, missing_media, not_media, bad_row (no file name can hold this text).
     """
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise MediaError("bad_row", f"{path!r}: not the name of a file ({error.reason})") from error
     parts = path.replace("\\", "/").split("/")
     if "\x00" in path or os.path.isabs(path) or path.startswith(("/", "\\")) or ".." in parts:
         raise MediaError("path_outside_root", f"{path!r} leaves the source's folder")

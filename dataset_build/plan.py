@@ -59,7 +59,7 @@ def make(recipe: BuildRecipe, work: str | None) -> Plan:
     settings = convert.media_digest(recipe.media)
     for spec in recipe.sources:
         adapter = sources.adapter(spec.name)
-        prefix = [schema.SCHEMA_VERSION, adapter.NAME, adapter.VERSION, settings, code]
+        prefix = [schema.SCHEMA_VERSION, adapter.NAME, adapter.VERSION, adapter.GROUP_KEY, settings, code]
         batch: list[Record] = []
         for record in _unique(_items(recipe, spec, plan), plan):
             batch.append(record)
@@ -105,7 +105,35 @@ def prune(work: str, shards: list[Shard]) -> int:
 def _items(recipe: BuildRecipe, spec: SourceSpec, plan: Plan) -> Iterator[Record | Reject]:
     for item in sources.adapter(spec.name).read(recipe.source_root(spec), recipe.source_options(spec)):
         plan.records[spec.name] += 1
-        yield item
+        yield _storable(item)
+
+
+def _storable(item: Record | Reject) -> Record | Reject:
+    """The item; a bad_row reject where any text of it is not Unicode (JSON's escapes can spell half a character)."""
+    values = {name: value for name, value in dataclasses.asdict(item).items() if not _is_unicode(value)}
+    if not values:
+        return item
+    shown = "; ".join(f"{name} = {_escaped(repr(value))[:100]}" for name, value in values.items())
+    detail = f"half of a surrogate pair, which UTF-8 cannot hold, in {shown}"
+    if isinstance(item, Reject):
+        detail += f"; it would have left as {item.reason}"
+    split = item.split if item.split in schema.SPLITS else None
+    return Reject(
+        _escaped(item.uid), _escaped(item.source), split, _escaped(item.sub_task), "bad_row", detail
+    )
+
+
+def _is_unicode(value: object) -> bool:
+    """Whether all text in a field's value, however deep, can be encoded."""
+    if isinstance(value, str):
+        return value == value.encode("utf-8", "ignore").decode()
+    if isinstance(value, dict):
+        return all(_is_unicode(part) for pair in value.items() for part in pair)
+    return not isinstance(value, (tuple, list)) or all(map(_is_unicode, value))
+
+
+def _escaped(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _unique(items: Iterator[Record | Reject], plan: Plan) -> Iterator[Record]:

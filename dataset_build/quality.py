@@ -9,7 +9,9 @@ MAX_TEXT_CHARS = 20_000
 
 
 def reject(record: Record, reason: str, detail: str) -> Reject:
-    return Reject(record.uid, record.source, record.split, record.sub_task, reason, detail)
+    """A Reject of the record; a split that is none of ours does not go with it."""
+    split = record.split if record.split in schema.SPLITS else None
+    return Reject(record.uid, record.source, split, record.sub_task, reason, detail)
 
 
 def check(record: Record) -> Reject | None:

@@ -166,12 +166,13 @@ def _fingerprint(name: str, root: str) -> Iterator[list[Any]]:
             f"source {name}: its folder {root} is not there; set sources.{name}.root, or fetch the files"
         )
     for path in storage.list_files(root):
+        name_utf8 = path.encode("utf-8", "backslashreplace").decode()  # a name on disk is any bytes
         try:
             stat = os.stat(os.path.join(root, path))
         except OSError:  # a dangling link: the file counts as named but missing
-            yield [path, None, None]
+            yield [name_utf8, None, None]
         else:
-            yield [path, stat.st_size, stat.st_mtime_ns]
+            yield [name_utf8, stat.st_size, stat.st_mtime_ns]
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:

@@ -1,0 +1,145 @@
+"""The plan and the ledger: whatever text an annotation holds, each row is counted and no row ends the build."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataset_build import convert, ledger, media, plan, quality, sources
+from dataset_build.recipe import BuildRecipe, MediaSettings, inputs_digest
+from dataset_build.schema import MediaRef, Record, Reject, Turn
+from dataset_build.sources import base
+
+HALF = "\ud800"  # json.loads gives this for the six characters \\ud800
+GOOD = Record(
+    "odd/all/good", "odd", "humor", None, (), "Yes", "yes", "MIT", ("Yes", "No"), text="A good row."
+)
+
+
+@pytest.fixture
+def odd(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """A registered source whose items a test chooses."""
+    adapter = types.ModuleType("odd_source")
+    adapter.NAME, adapter.VERSION, adapter.GROUP_KEY = "odd", "1", "text"
+    adapter.PICTURES, adapter.SPLIT, adapter.Options = "cards", "shares", base.Options
+    adapter.items = [GOOD]
+    adapter.read = lambda root, options: iter(adapter.items)
+    monkeypatch.setitem(sys.modules, "odd_source", adapter)
+    monkeypatch.setitem(sources.REGISTRY, "odd", "odd_source")
+    return adapter
+
+
+def recipe(tmp_path: Path) -> BuildRecipe:
+    raw = {"name": "odd", "out": str(tmp_path / "out"), "root": str(tmp_path), "seed": 1}
+    return BuildRecipe.model_validate({**raw, "sources": [{"name": "odd", "root": "."}]})
+
+
+HALVES = {
+    "uid": {"uid": f"odd/all/{HALF}"},
+    "text": {"text": f"half a face {HALF}"},
+    "path": {"media": (MediaRef("image", f"{HALF}.png"),)},
+    "label": {"label": HALF},
+    "options": {"options": ("Yes", HALF)},
+    "context": {"context": (Turn(HALF, "hello"),)},
+    "group key": {"group_keys": {HALF: "a"}},
+    "group": {"group_keys": {"text": HALF}},
+    "split": {"split": HALF},
+}
+
+
+@pytest.mark.parametrize("change", HALVES.values(), ids=HALVES)
+def test_half_a_character_costs_its_row_and_no_other(odd, tmp_path, change):
+    odd.items = [dataclasses.replace(GOOD, **{"uid": "odd/all/bad", **change}), GOOD]
+    made = plan.make(recipe(tmp_path), str(tmp_path / "work"))
+    (found,) = made.rejects
+    assert (found.reason, found.split) == ("bad_row", None)
+    assert "ud800" in found.detail
+    json.dumps(dataclasses.asdict(found), ensure_ascii=False).encode()
+    assert [shard.rows for shard in made.shards] == [1]
+    assert plan.read_records(made.shards[0].path(str(tmp_path / "work"), "plan.json")) == [GOOD]
+    assert made.records["odd"] == 2
+
+
+def test_an_adapters_own_reject_may_hold_half_a_character_too(odd, tmp_path):
+    odd.items = [Reject(f"odd/all/{HALF}", "odd", None, "humor", "unknown_label", f"label {HALF}"), GOOD]
+    (found,) = plan.make(recipe(tmp_path), None).rejects
+    assert (found.uid, found.reason) == ("odd/all/\\ud800", "bad_row")
+    assert "unknown_label" in found.detail
+
+
+any_text = st.text(st.characters(codec=None, exclude_categories=()), max_size=8)
+
+
+@given(st.lists(st.tuples(any_text, any_text), max_size=6))
+@settings(deadline=None, max_examples=60)
+def test_every_item_is_a_record_or_a_reject_whatever_its_text(rows):
+    items = [dataclasses.replace(GOOD, uid=uid, text=text) for uid, text in rows]
+    made = plan.Plan([], [], plan.Counter())
+    kept = list(plan._unique(map(plan._storable, items), made))
+    assert len(kept) + len(made.rejects) == len(items)
+    json.dumps([dataclasses.asdict(item) for item in (*kept, *made.rejects)], ensure_ascii=False).encode()
+    whole = [
+        item
+        for item in items
+        if (item.uid + item.text).encode("utf-8", "ignore").decode() == item.uid + item.text
+    ]
+    assert {item.uid for item in whole} <= {item.uid for item in (*kept, *made.rejects)}
+
+
+@given(any_text.map(lambda text: f"a{text}\x00") | st.just(f"{HALF}.png") | any_text)
+@settings(deadline=None, max_examples=60)
+def test_no_path_raises_anything_but_a_media_error(path):
+    root = str(Path(__file__).parent)
+    assert isinstance(media.fingerprint(root, path), (str, list))
+    try:
+        media.read_picture(root, path, MediaSettings())
+    except media.MediaError as error:
+        assert error.reason in ("bad_row", "path_outside_root", "missing_media", "not_media")
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [(f"{HALF}.png", "bad_row"), ("a\x00.png", "path_outside_root"), ("a" * 5000, "missing_media")],
+)
+def test_paths_that_name_no_file_are_rejects(odd, tmp_path, path, reason):
+    record = dataclasses.replace(GOOD, media=(MediaRef("image", path),))
+    found = convert.convert(record, str(tmp_path), odd, MediaSettings())
+    assert isinstance(found, Reject)
+    assert found.reason == reason
+
+
+@pytest.mark.parametrize("sub_task", ["humor", "no such task"])
+def test_a_row_of_an_unknown_split_is_rejected_and_the_ledger_balances(sub_task):
+    found = quality.check(dataclasses.replace(GOOD, split="dev", sub_task=sub_task))
+    assert found is not None
+    assert (found.reason, found.split) == ("bad_row", None)
+    counted = [("odd", ledger.split_of_reject(found.split))]
+    assert ledger.make({"odd": 1}, [], counted, [])["odd"]["train"]["rejected"] == 1
+
+
+@pytest.mark.parametrize(("split", "side"), [(None, "train"), ("dev", "train"), ("test", "test")])
+def test_rejects_of_adapters_are_counted_whatever_split_they_name(split, side):
+    assert ledger.split_of_reject(split) == side
+
+
+@pytest.mark.parametrize("name", ["GROUP_KEY", "VERSION"])
+def test_a_converted_shard_is_not_taken_for_that_of_another_adapter(odd, tmp_path, monkeypatch, name):
+    keys = {plan.make(recipe(tmp_path), None).shards[0].key for _ in range(2)}
+    monkeypatch.setattr(odd, name, "other")
+    keys.add(plan.make(recipe(tmp_path), None).shards[0].key)
+    assert len(keys) == 2
+
+
+def test_a_source_may_hold_files_whose_names_are_not_utf_8(odd, tmp_path):
+    before = inputs_digest(recipe(tmp_path))
+    with open(os.fsencode(tmp_path) + b"/\xff\xfe.png", "wb") as stream:
+        stream.write(b"x")
+    assert inputs_digest(recipe(tmp_path)) != before
