@@ -20,6 +20,7 @@ def connect(*, log_to_driver: bool = False, **local: Any) -> bool:
         # Read when ray is imported. Whatever its name says: without it Ray replaces the loopback address by the
         # machine's own, and the ports of the local cluster can be reached from the network.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         local = {"include_dashboard": False, "_node_ip_address": "127.0.0.1", **local}
     import ray
 

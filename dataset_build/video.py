@@ -188,8 +188,8 @@ def _run(
 
         timer = threading.Timer(settings.timeout_s, stop)
         timer.start()
+        assert process.stdout is not None
         try:
-            assert process.stdout is not None
             decoded = _collect(process.stdout)
             left_over = bool(process.stdout.read(1))
             if left_over:  # more than `_collect` takes, which is no clip of ours either
