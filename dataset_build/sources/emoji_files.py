@@ -2,6 +2,10 @@
 
 ROOT/{google,twitter}/emoji.json, img/<image>.png     emoji-datasource packages
 ROOT/fluent3d/img/<code points>.webp                   no annotation of its own: google's emoji.json drives it
+
+What is an item: a row of emoji.json with `has_img_<vendor>` false says that this vendor's drawing does not exist. It
+describes no item, so it is no record (and the other vendor's drawing of the emoji is one). Of Fluent 3D emoji.json says
+nothing; its emoji that were never drawn are in `FLUENT3D_LACKS`, and each leaves as a reject with reason `source_rule`.
 """
 
 from __future__ import annotations
@@ -27,7 +31,10 @@ FLUENT3D_LACKS = frozenset({"1fae9", "1f642-200d-2194", "1f642-200d-2195"})
 
 
 class Drawing(NamedTuple):
-    """One vendor's drawing of one emoji in one skin tone. `error` says what is wrong with its row, if anything."""
+    """One vendor's drawing of one emoji in one skin tone.
+
+    `error` says what is wrong with its row, `left_out` why there is no such drawing, if anything.
+    """
 
     vendor: Vendor
     code: str  # bare code points of the emoji without a skin tone
@@ -36,6 +43,7 @@ class Drawing(NamedTuple):
     path: str  # relative to the source's root
     native_id: str  # unique within the vendor
     error: str = ""
+    left_out: str = ""
 
 
 def drawings(root: str, vendor: Vendor, subgroups: frozenset[str], skin_tones: bool) -> Iterator[Drawing]:
@@ -45,12 +53,19 @@ def drawings(root: str, vendor: Vendor, subgroups: frozenset[str], skin_tones: b
         if not isinstance(row, dict):
             yield _bad(vendor, number, f"row {number} is a {type(row).__name__}, expected an object")
             continue
-        if row.get("subcategory") not in subgroups:
+        subgroup = row.get("subcategory")
+        if subgroup is not None and not isinstance(subgroup, str):
+            yield _bad(vendor, number, f"row {number} ({row.get('short_name')}): subcategory is not a text")
+            continue
+        if subgroup not in subgroups:
             continue
         tones = row.get("skin_variations", {}) if skin_tones else {}
         variants = [("none", row)]
         if isinstance(tones, dict):
             variants += [(str(tone).lower(), entry) for tone, entry in tones.items()]
+        else:
+            found = f"skin_variations is a {type(tones).__name__}, expected an object"
+            yield _bad(vendor, number, f"row {number} ({row.get('short_name')}): {found}", "skin_variations")
         for tone, entry in variants:
             try:
                 drawing = _drawing(root, vendor, row, tone, entry)
@@ -69,6 +84,7 @@ def drawings(root: str, vendor: Vendor, subgroups: frozenset[str], skin_tones: b
 def _drawing(
     root: str, vendor: Vendor, row: dict[str, Any], tone: str, entry: dict[str, Any]
 ) -> Drawing | None:
+    """The drawing that an entry describes; None where it says that there is none."""
     code = bare_code(row["unified"])
     image = entry["image"]
     if not isinstance(image, str) or not image:
@@ -76,7 +92,8 @@ def _drawing(
     native_id = bare_code(entry["unified"])
     if vendor == "fluent3d":
         if code in FLUENT3D_LACKS:
-            return None
+            why = f"Fluent 3D has no drawing of {code} ({row['short_name']})"
+            return Drawing(vendor, code, tone, str(row["short_name"]), "", native_id, left_out=why)
         path = _fluent_path(root, image.removesuffix(".png"))
     elif not entry[f"has_img_{vendor}"]:
         return None

@@ -47,6 +47,8 @@ def _item(drawing: emoji_files.Drawing, sub_task: str) -> Record | Reject:
     uid = f"{NAME}/all/{drawing.vendor}-{drawing.native_id}:{sub_task}"
     if drawing.error:
         return Reject(uid, NAME, None, sub_task, "bad_row", f"{drawing.vendor}/emoji.json: {drawing.error}")
+    if drawing.left_out:
+        return Reject(uid, NAME, None, sub_task, "source_rule", drawing.left_out)
     if drawing.code in UNCLEAR:
         name, why = UNCLEAR[drawing.code]
         return Reject(

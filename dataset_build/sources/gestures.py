@@ -72,6 +72,8 @@ def _item(drawing: emoji_files.Drawing, options: Options) -> Record | Reject:
         return Reject(
             uid, NAME, "train", "intent", "bad_row", f"{drawing.vendor}/emoji.json: {drawing.error}"
         )
+    if drawing.left_out:
+        return Reject(uid, NAME, split, "intent", "source_rule", drawing.left_out)
     if gesture in LEFT_OUT:
         return Reject(uid, NAME, split, "intent", "source_rule", f"{drawing.name}: {LEFT_OUT[gesture]}")
     if gesture not in INTENTS:

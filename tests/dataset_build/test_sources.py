@@ -100,10 +100,34 @@ def test_a_vendor_without_the_picture_gives_no_record(tree, tmp_path):
     assert not rejects
 
 
+@pytest.mark.parametrize("code", sorted(emoji_files.FLUENT3D_LACKS))
+def test_emoji_that_fluent_never_drew_leave_by_rule(tree, tmp_path, code):
+    lacking = {**rows_of(tree)[0], "unified": code.upper() + "-FE0F", "image": f"{code}-fe0f.png"}
+    root = with_rows(tmp_path, [lacking, rows_of(tree)[0]])
+    records, rejects = split_items(emoji_pictures.read(root, emoji_pictures.Options(vendors=("fluent3d",))))
+    assert len(records) == 2
+    assert {reject.sub_task: reject.reason for reject in rejects} == dict.fromkeys(
+        ("emo_c", "emo_o"), "source_rule"
+    )
+    assert all(reject.uid.startswith(f"emoji_pictures/all/fluent3d-{code}:") for reject in rejects)
+    assert all("Fluent 3D has no drawing" in reject.detail for reject in rejects)
+
+
+@pytest.mark.parametrize("tones", [None, [], "1F3FB", 3])
+def test_skin_variations_that_are_no_object_cost_no_more_than_themselves(tree, tmp_path, tones):
+    row = next(row for row in rows_of(tree) if row["subcategory"] == "person-gesture")
+    root = with_rows(tmp_path, [{**row, "skin_variations": tones}])
+    records, rejects = split_items(gestures.read(root, gestures.Options(vendors=("google",))))
+    assert len(records) == 1
+    assert [reject.reason for reject in rejects] == ["bad_row"]
+    assert "skin_variations" in rejects[0].detail
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
         ("not an object", "bad_row"),
+        ({"subcategory": ["face-smiling"], "short_name": "x"}, "bad_row"),
         ({"subcategory": "face-smiling", "short_name": "x"}, "bad_row"),
         ({"subcategory": "face-smiling", "short_name": "x", "unified": 5, "image": "x.png"}, "bad_row"),
         ({"subcategory": "face-smiling", "short_name": "x", "unified": "1F9FF", "image": "1f9ff.png", "has_img_google": True}, "unknown_label"),
