@@ -31,9 +31,6 @@ class Stats:
     rejects: list[dict[str, Any]] = field(default_factory=list)
     duplicates: list[dict[str, Any]] = field(default_factory=list)
 
-    def of_sub_task(self, sub_task: str) -> int:
-        return sum(count for key, count in self.labels.items() if key[0] == sub_task)
-
 
 def collect(out: str, manifest: Mapping[str, Any]) -> Stats:
     """Read the columns that are counted; pictures stay on disk."""
