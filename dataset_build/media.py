@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dataset_build.recipe import MediaSettings
 
 # Raise it when the stored bytes for the same source file change.
-VERSION = "1"
+VERSION = "2"
 
 # Default bound for `open_picture`: what a picture may decode to, whoever made the file.
 MAX_PIXELS = 50_000_000

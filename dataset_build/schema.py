@@ -109,8 +109,9 @@ def sample_schema() -> pyarrow.Schema:
     """The Arrow schema of OUT/{train,val,test}/<source>-NNNNN.parquet, one Sample a row.
 
     `media[].data` holds encoded bytes, never pixels: one picture for an image, the frames (JPEG, time order) for a
-    video, one FLAC/WAV file for audio. `media[].sha256` is that of the source file; `phash` is the 64-bit perceptual
-    hash as 16 hex digits (of the middle frame for a video, empty for audio). `fold`, where the source is split by
+    video, one FLAC/WAV file for audio. `media[].sha256` is that of the source file, shared by all parts
+    that were cut from it: what tells two media apart is `data`. `phash` is the 64-bit perceptual hash as 16 hex digits
+    (of the middle frame for a video, empty for audio). `fold`, where the source is split by
     k-fold, is the fold in which the sample is a test sample: protocol 0 is what the folders say, protocol k tests the
     samples of fold k and trains on the others (see `dataset_build.splits`).
     """

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from dataset_build import media, video
+from dataset_build import convert as conversion
+from dataset_build import dedup, media, video
 from dataset_build.recipe import MediaSettings
-from dataset_build.schema import MediaRef
+from dataset_build.schema import MediaRef, Record
+from dataset_build.sources import emoji_clips
+from dataset_build.splits import Place
 from tests.fixtures.emoji_tree import write_clip
 
 SETTINGS = MediaSettings(video_frames=4, frame_side_px=32, max_seconds=20, timeout_s=30)
@@ -63,6 +66,31 @@ def test_a_part_of_a_clip_is_another_clip(folder):
     assert part.duration_s == pytest.approx(0.5, abs=0.1)
     assert part.source_sha256 == whole.source_sha256
     assert part.identity != whole.identity
+
+
+def indexed(folder: Path, uid: str, text: str = "", **part: float) -> dedup.Row:
+    """The hash columns of a record about a part of plain.mp4, without its perceptual hash."""
+    ref = MediaRef("video", "plain.mp4", **part)
+    record = Record(uid, "s", "emo_o", None, (ref,), "joy", "joy", "MIT", text=text)
+    converted = conversion.convert(record, str(folder), emoji_clips, SETTINGS)
+    assert isinstance(converted, conversion.Converted)
+    row = converted.hashes
+    return dedup.Row(
+        uid, "s", "emo_o", "joy", "emoji", uid, "photographs", row["content"], tuple(row["media"]), ""
+    )
+
+
+def test_parts_of_one_file_are_no_twins_and_the_same_part_is(folder):
+    first, second = indexed(folder, "a", end_s=1.0), indexed(folder, "b", start_s=1.0)
+    again, whole = indexed(folder, "c", start_s=1.0), indexed(folder, "d")
+    assert len({first.content, second.content, whole.content}) == 3
+    places = {uid: Place("train") for uid in "abcd"} | {"b": Place("test")}
+    assert dedup.ties([first, second, whole], near_bits=4) == []
+    assert dedup.removals([first, second, whole], places, near_bits=4) == []
+    (tie,) = dedup.ties([first, second, again, whole], near_bits=4)
+    assert tie.groups == ("b", "c")
+    (removal,) = dedup.removals([first, second, again, whole], places, near_bits=4)
+    assert (removal.uid, removal.twin_uid, removal.across_splits) == ("c", "b", True)
 
 
 def test_a_single_frame_is_repeated(folder):
