@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from dataset_build import convert, media, provenance, schema, sources, storage
+from dataset_build import convert, media, provenance, quality, schema, sources, storage
 from dataset_build.recipe import BuildRecipe, SourceSpec
 from dataset_build.schema import MediaRef, Record, Reject, Turn
 
@@ -113,13 +113,18 @@ def _storable(item: Record | Reject) -> Record | Reject:
     values = {name: value for name, value in dataclasses.asdict(item).items() if not _is_unicode(value)}
     if not values:
         return item
-    shown = "; ".join(f"{name} = {_escaped(repr(value))[:100]}" for name, value in values.items())
+    shown = "; ".join(f"{name} = {quality.escaped(repr(value))[:100]}" for name, value in values.items())
     detail = f"half of a surrogate pair, which UTF-8 cannot hold, in {shown}"
     if isinstance(item, Reject):
         detail += f"; it would have left as {item.reason}"
     split = item.split if item.split in schema.SPLITS else None
     return Reject(
-        _escaped(item.uid), _escaped(item.source), split, _escaped(item.sub_task), "bad_row", detail
+        quality.escaped(item.uid),
+        quality.escaped(item.source),
+        split,
+        quality.escaped(item.sub_task),
+        "bad_row",
+        detail,
     )
 
 
@@ -130,10 +135,6 @@ def _is_unicode(value: object) -> bool:
     if isinstance(value, dict):
         return all(_is_unicode(part) for pair in value.items() for part in pair)
     return not isinstance(value, (tuple, list)) or all(map(_is_unicode, value))
-
-
-def _escaped(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _unique(items: Iterator[Record | Reject], plan: Plan) -> Iterator[Record]:

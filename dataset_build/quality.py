@@ -8,10 +8,15 @@ from dataset_build.schema import Record, Reject
 MAX_TEXT_CHARS = 20_000
 
 
+def escaped(text: str) -> str:
+    """The text with half surrogate pairs (from JSON's escapes, or undecodable file names) spelled out."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def reject(record: Record, reason: str, detail: str) -> Reject:
     """A Reject of the record; a split that is none of ours does not go with it."""
     split = record.split if record.split in schema.SPLITS else None
-    return Reject(record.uid, record.source, split, record.sub_task, reason, detail)
+    return Reject(record.uid, record.source, split, record.sub_task, reason, escaped(detail))
 
 
 def check(record: Record) -> Reject | None:

@@ -116,6 +116,17 @@ def test_paths_that_name_no_file_are_rejects(odd, tmp_path, path, reason):
     assert found.reason == reason
 
 
+def test_a_reject_can_be_stored_whatever_name_a_file_has(odd, tmp_path):
+    root = tmp_path / "root"
+    root.mkdir()
+    os.symlink(os.fsencode(tmp_path) + b"/\xff.png", root / "link.png")
+    record = dataclasses.replace(GOOD, media=(MediaRef("image", "link.png"),))
+    found = convert.convert(record, str(root), odd, MediaSettings())
+    assert isinstance(found, Reject)
+    assert found.reason == "path_outside_root"
+    assert found.detail.encode()
+
+
 @pytest.mark.parametrize("sub_task", ["humor", "no such task"])
 def test_a_row_of_an_unknown_split_is_rejected_and_the_ledger_balances(sub_task):
     found = quality.check(dataclasses.replace(GOOD, split="dev", sub_task=sub_task))
