@@ -135,8 +135,9 @@ def test_a_job_past_its_deadline_is_stopped(client, script: str, tmp_path: Path)
 
 
 FOLLOWER = """
-    import sys
+    import signal, sys
     from flows import ray_jobs
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background inherits it ignored
     client = ray_jobs.connect()
     ray_jobs.follow(client, sys.argv[1], say=lambda line: print(line, flush=True), deadline_s=60)
 """
