@@ -55,14 +55,11 @@ def _trainer(recipe: TrainRecipe, inputs_digest: str, folds: Sequence[int]) -> A
 
 def worker_loop(config: dict[str, Any]) -> None:
     """What each worker runs. A run that is already finished passes through without a report."""
-    import logging
-
     import ray.train
 
     from emollm.data.features import FeatureStore
     from emollm.train.loop import train_fold
 
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # one line a report says nothing new
     recipe = TrainRecipe.model_validate(config["recipe"])
     features = FeatureStore(recipe.tune.cache_gib)  # folds share pictures
     for fold in config["folds"]:
