@@ -6,6 +6,8 @@ all of its processes (Ray's workers and job entrypoints have process groups of t
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import secrets
 import socket
@@ -197,13 +199,18 @@ def _log_end(log: str, lines: int = 15) -> str:
 
 def answers(url: str, headers: Mapping[str, str] | None = None, timeout_s: float = 5.0) -> bool:
     """Whether a GET of `url` gives a 2xx."""
+    return get(url, headers, timeout_s) is not None
+
+
+def get(url: str, headers: Mapping[str, str] | None = None, timeout_s: float = 5.0) -> bytes | None:
+    """What a GET of `url` gives with a 2xx; None with any other status and where nothing answers."""
     try:
         request = urllib.request.Request(url, headers=dict(headers or {}))
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback needs no proxy
         with opener.open(request, timeout=timeout_s) as reply:
-            return 200 <= reply.status < 300
-    except (OSError, urllib.error.URLError, ValueError):
-        return False
+            return reply.read() if 200 <= reply.status < 300 else None
+    except (OSError, urllib.error.URLError, http.client.HTTPException, ValueError):
+        return None
 
 
 # --- Ray -----------------------------------------------------------------------------------------------------------
@@ -239,8 +246,14 @@ class RayHead:
         }
 
     def healthy(self) -> bool:
+        """Whether the head lists a living node: its Jobs API answers before there is one, and also when none comes."""
         token = Path(self.token_path).read_text().strip()
-        return answers(f"{self.dashboard_url}/api/jobs/", {"Authorization": f"Bearer {token}"})
+        reply = get(f"{self.dashboard_url}/api/v0/nodes", {"Authorization": f"Bearer {token}"})
+        try:
+            nodes = json.loads(reply or b"{}")["data"]["result"]["result"]
+        except (ValueError, KeyError, TypeError):
+            return False
+        return any(node.get("state") == "ALIVE" for node in nodes)
 
 
 def start_ray_head(
