@@ -22,3 +22,43 @@ EMOJI_FEELINGS = ("joy", "love", "sadness", "anger", "fear", "surprise", "sickne
 
 # Communicative intents that person-gesture emoji stand for, named as in MIntRec2.0 where it has the intent.
 GESTURE_INTENTS = ("Apologise", "Doubt", "Criticize", "Ask for help", "Refuse", "Agree", "Complain", "Inform")
+
+# --- emotion ---------------------------------------------------------------------------------------------------------
+# One canonical word per feeling, the noun. Adapters map the source's own spelling to it by name, never by index.
+
+# Mikels et al. 2005 (EmoSet, FI; ArtEmis adds `something else`).
+MIKELS = ("amusement", "awe", "contentment", "excitement", "anger", "disgust", "fear", "sadness")
+# Ekman's six and neutral (CAER, CAER-S, MELD, DFEW, RAF-DB, ExpW, FER2013).
+EKMAN_NEUTRAL = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
+
+# How sources spell a canonical emotion (lower case). A source whose own words mean something else maps them itself.
+EMOTION_SPELLINGS = {
+    "angry": "anger", "ang": "anger",
+    "disgusted": "disgust", "dis": "disgust",
+    "fearful": "fear", "fea": "fear", "fear/fearful": "fear",
+    "happy": "joy", "happiness": "joy", "hap": "joy",
+    "sad": "sadness",
+    "surprised": "surprise", "sur": "surprise",
+    "neutrality": "neutral", "neu": "neutral",
+    "worried": "worry",
+    "frustrated": "frustration", "frustrate": "frustration", "fru": "frustration",
+    "excited": "excitement", "exc": "excitement",
+}  # fmt: skip
+
+# Every canonical emotion that any source may yield; a new one is added here, in the open.
+EMOTIONS = frozenset(MIKELS) | frozenset(EKMAN_NEUTRAL) | frozenset(EMOJI_FEELINGS) | frozenset(
+    (
+        "calm", "contempt", "excitement", "frustration", "ridicule", "worry", "something else",
+        # EMOTIC's further categories, lower case
+        "affection", "annoyance", "anticipation", "aversion", "confidence", "disapproval", "disconnection", "disquietment",
+        "doubt or confusion", "embarrassment", "engagement", "esteem", "fatigue", "pain", "peace", "pleasure",
+        "sensitivity", "suffering", "sympathy", "yearning",
+    )
+)  # fmt: skip
+
+
+def emotion(native: str) -> str | None:
+    """The canonical emotion that a source's word stands for; None for a word that stands for none."""
+    word = native.strip().lower()
+    word = EMOTION_SPELLINGS.get(word, word)
+    return word if word in EMOTIONS else None

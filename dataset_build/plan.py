@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from dataset_build import convert, media, provenance, quality, schema, sources, storage
 from dataset_build.recipe import BuildRecipe, SourceSpec
-from dataset_build.schema import MediaRef, Record, Reject, Turn
+from dataset_build.schema import Crop, MediaRef, Record, Reject, Turn
 
 # Modules that do not change what a converted shard holds.
 _NOT_CONVERSION = tuple(
@@ -168,6 +168,10 @@ def _add_shard(
 
 def _record(row: dict[str, Any]) -> Record:
     tuples = {name: tuple(row[name]) for name in ("options", "other_labels")}
-    refs = tuple(MediaRef(**ref) for ref in row["media"])
+    refs = tuple(_media_ref(ref) for ref in row["media"])
     turns = tuple(Turn(**turn) for turn in row["context"])
     return Record(**{**row, **tuples, "media": refs, "context": turns})
+
+
+def _media_ref(row: dict[str, Any]) -> MediaRef:
+    return MediaRef(**{**row, "crop": Crop(**row["crop"]) if row["crop"] else None})

@@ -42,13 +42,33 @@ MediaKind = Literal["image", "video", "audio"]
 
 
 @dataclass(frozen=True)
+class Crop:
+    """A rectangle of a picture or of every frame; what lies outside the picture is clamped.
+
+    `unit` says what the corners are in: `px` of the file's own picture, or `share` of its width and height (0 to 1).
+    """
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+    unit: Literal["px", "share"] = "px"
+
+
+@dataclass(frozen=True)
 class MediaRef:
-    """Where a medium is: `path` relative to the source's root; `start_s`/`end_s` in seconds cut a clip."""
+    """Where a medium is: `path` relative to the source's root; `start_s`/`end_s` in seconds cut a clip.
+
+    `pixels` is for sources that keep pictures inside their table (FER2013): the grey values (0 to 255) of a square
+    picture, row by row, separated by spaces; `path` then names the table.
+    """
 
     kind: MediaKind
     path: str
     start_s: float | None = None
     end_s: float | None = None
+    crop: Crop | None = None
+    pixels: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +87,10 @@ class Record:
     sub-tasks is one record each, `:<sub_task>` appended to the native id. `split` is None where the source has no
     official one. `label` is canonical (`dataset_build.labels`), `native_label` is the source's spelling.
     `other_labels` holds the further gold labels of multi-label sets. `options` are the labels to choose from
-    (closed sub-tasks). `demonstration` marks rows that only exercise the path: they stay out of the overall mean.
+    (closed sub-tasks). `text` is the utterance, caption or tweet that comes with the media, said by `speaker` where
+    known; `ocr_text` is what is written inside the picture; `context` are the turns before. `fold` is the official
+    fold (0 … k−1) in which the row is a test row, for sources that publish folds. `demonstration` marks rows that only
+    exercise the path: they stay out of the overall mean.
     """
 
     uid: str
@@ -81,7 +104,10 @@ class Record:
     options: tuple[str, ...] = ()
     other_labels: tuple[str, ...] = ()
     text: str = ""
+    speaker: str = ""
+    ocr_text: str = ""
     context: tuple[Turn, ...] = ()
+    fold: int | None = None
     label_rule: str = "official"
     group_keys: dict[str, str] = field(default_factory=dict)
     demonstration: bool = False

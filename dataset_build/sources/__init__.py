@@ -13,6 +13,7 @@ REGISTRY = {
     "gestures": "dataset_build.sources.gestures",
     "jokes": "dataset_build.sources.jokes",
     "sarcastic_jokes": "dataset_build.sources.sarcastic_jokes",
+    "emoset": "dataset_build.sources.emoset",
 }
 
 

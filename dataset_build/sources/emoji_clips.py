@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataset_build.errors import BuildError
 from dataset_build.labels import EMOJI_FEELINGS
 from dataset_build.schema import MediaRef, Record, Reject
-from dataset_build.sources import base
+from dataset_build.sources import base, readers
 from dataset_build.sources.emoji_table import CLEAR, UNCLEAR, bare_code
 
 NAME = "emoji_clips"
@@ -22,6 +22,9 @@ TITLE = "Animated emoji faces"
 LICENCE = "MIT (Fluent Emoji art)"
 CITATION = "npm @lobehub/fluent-emoji-anim-3 1.0.0, converted to mp4"
 LIMITS = "Three-second drawn animations without sound; one vendor only."
+SIZE = "72 animated faces"
+DOWNLOAD = "`make samples` fetches and converts the package; root: the folder with clips.csv and clip/"
+EXPECTED: dict[str, int] = {}
 SUB_TASKS = ("emo_c",)
 PICTURES: base.Pictures = "drawings"
 SPLIT: base.SplitMode = "folds"
@@ -34,7 +37,7 @@ class Options(base.Options):
 
 
 def read(root: str, options: Options) -> Iterator[Record | Reject]:
-    text = base.annotation_bytes(root, "clips.csv").decode("utf-8-sig", errors="replace")
+    text = readers.text(root, "clips.csv")
     rows = csv.DictReader(io.StringIO(text))
     if not {"code", "file"} <= set(rows.fieldnames or ()):
         raise BuildError(f"{root}/clips.csv: expected the columns code,file; found {rows.fieldnames}")

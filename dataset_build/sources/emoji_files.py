@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 from dataset_build.errors import BuildError
-from dataset_build.sources.base import annotation_json
+from dataset_build.sources import readers
 from dataset_build.sources.emoji_table import bare_code
 
 Vendor = Literal["google", "twitter", "fluent3d"]
@@ -49,7 +49,7 @@ class Drawing(NamedTuple):
 def drawings(root: str, vendor: Vendor, subgroups: frozenset[str], skin_tones: bool) -> Iterator[Drawing]:
     """The drawings of a vendor in some subgroups, in the order of emoji.json; skin tones follow their emoji."""
     annotation = "google" if vendor == "fluent3d" else vendor
-    for number, row in enumerate(annotation_json(root, f"{annotation}/emoji.json", list)):
+    for number, row in enumerate(readers.json_value(root, f"{annotation}/emoji.json", list)):
         if not isinstance(row, dict):
             yield _bad(vendor, number, f"row {number} is a {type(row).__name__}, expected an object")
             continue

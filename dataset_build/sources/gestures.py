@@ -23,6 +23,9 @@ LIMITS = (
     "Eight gestures, one per intent: a test score says whether a gesture is recognised on another figure of a vendor "
     "seen in training, not whether intent is understood. Only eight independent groups stand behind it."
 )
+SIZE = "10 gestures x figures x skin tones x 3 vendors"
+DOWNLOAD = "`make samples` fetches the packages; root: the folder with google/, twitter/ and fluent3d/"
+EXPECTED: dict[str, int] = {}
 SUB_TASKS = ("intent",)
 PICTURES: base.Pictures = "drawings"
 SPLIT: base.SplitMode = "official"

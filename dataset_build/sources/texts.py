@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from dataset_build.sources.base import annotation_bytes, annotation_json
+from dataset_build.sources import readers
 
 MIN_CHARS, MAX_CHARS = 25, 200
 MAX_WORD_CHARS = 22  # what fits on a line of a card
@@ -65,7 +65,7 @@ class Text(NamedTuple):
 
 
 def jokes(root: str) -> Iterator[Text]:
-    for number, row in enumerate(annotation_json(root, "jokes.json", list)):
+    for number, row in enumerate(readers.json_value(root, "jokes.json", list)):
         native_id = f"joke-{number}"
         body = row.get("body") if isinstance(row, dict) else None
         tags = row.get("tags") if isinstance(row, dict) else None
@@ -77,7 +77,7 @@ def jokes(root: str) -> Iterator[Text]:
 
 def sentences(root: str, name: str) -> Iterator[Text]:
     """The lines of `<name>.tsv`: id, mean valence, text."""
-    for number, line in enumerate(annotation_bytes(root, f"{name}.tsv").splitlines(), start=1):
+    for number, line in enumerate(readers.read(root, f"{name}.tsv").splitlines(), start=1):
         if not line.strip():
             continue
         try:
