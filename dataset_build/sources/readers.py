@@ -12,7 +12,7 @@ import io
 import json
 import os
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from dataset_build import storage
@@ -46,6 +46,11 @@ def find(root: str, *candidates: str, what: str = "annotation file") -> str:
 def exists(root: str, path: str) -> bool:
     """Whether a file or folder is there."""
     return storage.exists(storage.join(root, path))
+
+
+def folder(root: str, *candidates: str) -> str:
+    """The first of `candidates` that is there, else the first: media folders that releases name differently."""
+    return next((candidate for candidate in candidates if exists(root, candidate)), candidates[0])
 
 
 def listing(root: str, folder: str = ".") -> list[str]:
@@ -105,11 +110,16 @@ def mend_c1(value: str) -> str:
     return value.translate(_C1)
 
 
-def json_value(root: str, path: str, kind: type) -> Any:
-    """The JSON value of an annotation file, which must be a `kind` (list or dict). Raises BuildError."""
+def json_value(
+    root: str, path: str, kind: type, hook: Callable[[list[tuple[str, Any]]], Any] | None = None
+) -> Any:
+    """The JSON value of an annotation file, which must be a `kind` (list or dict). Raises BuildError.
+
+    `hook` makes an object of its (key, value) pairs; without it, objects are dicts and the last of repeated keys counts.
+    """
     full = storage.join(root, path)
     try:
-        value = json.loads(text(root, path))
+        value = json.loads(text(root, path), object_pairs_hook=hook)
     except (ValueError, RecursionError) as error:
         if isinstance(error, BuildError):
             raise
@@ -118,6 +128,24 @@ def json_value(root: str, path: str, kind: type) -> Any:
         found = type(value).__name__
         raise BuildError(f"{full}: expected a JSON {kind.__name__}, found a {found}")
     return value
+
+
+class _Object(dict[str, Any]):
+    """A JSON object that remembers repeated keys."""
+
+    pairs: list[tuple[str, Any]]
+
+
+def _with_pairs(pairs: list[tuple[str, Any]]) -> _Object:
+    value = _Object(pairs)
+    value.pairs = pairs
+    return value
+
+
+def json_items(root: str, path: str) -> list[tuple[str, Any]]:
+    """The (key, value) pairs of a file that is one JSON object, in its order, repeated keys too. Raises BuildError."""
+    value: _Object = json_value(root, path, dict, _with_pairs)
+    return value.pairs
 
 
 def json_lines(root: str, path: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
