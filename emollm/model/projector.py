@@ -111,6 +111,22 @@ class RelationPerspective(nn.Module):
         return (weight_NPEH.unsqueeze(-1) * send_NPEHZ).sum(2).flatten(-2)
 
 
+def reset_perspective(part: nn.Module, out: nn.Linear) -> None:
+    """Initialise a content or relation perspective; its output projection starts at zero."""
+    for layer in part.children():
+        if isinstance(layer, nn.LayerNorm):
+            layer.reset_parameters()
+        elif isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    if isinstance(part, ContentPerspective):
+        nn.init.normal_(part.queries_KC, std=1.0)
+    elif isinstance(part, RelationPerspective):
+        nn.init.normal_(part.score_HZ, std=1 / math.sqrt(part.score_HZ.shape[1]))
+        nn.init.zeros_(part.edge_bias_QH)
+    nn.init.zeros_(out.weight)
+
+
 class MVP(nn.Module):
     """Multi-perspective Visual Projection around any `scene` projection. (N, P, D) → tokens per picture (T, L).
 
@@ -167,17 +183,7 @@ class MVP(nn.Module):
             if part is None:
                 continue
             seeded(name)
-            part.norm.reset_parameters()
-            for layer in part.children():
-                if isinstance(layer, nn.Linear):
-                    nn.init.xavier_uniform_(layer.weight)
-                    nn.init.zeros_(layer.bias)
-            if isinstance(part, ContentPerspective):
-                nn.init.normal_(part.queries_KC, std=1.0)
-            else:
-                nn.init.normal_(part.score_HZ, std=1 / math.sqrt(part.score_HZ.shape[1]))
-                nn.init.zeros_(part.edge_bias_QH)
-            nn.init.zeros_(out.weight)
+            reset_perspective(part, out)
 
     def perspectives(self, patches_NPD: Tensor, media_frames: Sequence[int] | None = None) -> Perspectives:
         """The contribution of each perspective to every visual token."""
@@ -236,23 +242,29 @@ def average_patches(x_NPX: Tensor, tokens: int) -> Tensor:
     return x_NPX.unflatten(1, (goal, step, goal, step)).mean(dim=(2, 4)).flatten(1, 2)
 
 
-def patch_graph(patches_NPD: Tensor, neighbours: int, media_frames: Sequence[int] | None = None) -> Edges:
+def patch_graph(
+    patches_NPD: Tensor,
+    neighbours: int,
+    media_frames: Sequence[int] | None = None,
+    grid: tuple[int, int] | None = None,
+) -> Edges:
     """Eight spatial neighbours, the `neighbours` nearest patches by cosine, and the same patch in adjacent frames.
 
-    Nearest patches are of the same picture, never the patch itself. Which edges exist is not differentiated.
+    `grid` is (rows, columns) of the patches, row by row; without it they are a square. Nearest patches are of the same
+    picture, never the patch itself. Which edges exist is not differentiated.
     """
     count, patches, _ = patches_NPD.shape
-    side = math.isqrt(patches)
-    if side * side != patches:
-        raise ValueError(f"the patch graph needs a square grid, not {patches} patches")
+    rows, columns = grid or (math.isqrt(patches), math.isqrt(patches))
+    if rows * columns != patches:
+        raise ValueError(f"{patches} patches are no grid of {rows}×{columns}")
     device = patches_NPD.device
     cell_P = torch.arange(patches, device=device)
-    row_P, column_P = cell_P // side, cell_P % side
+    row_P, column_P = cell_P // columns, cell_P % columns
     index, valid, kinds = [], [], []
     for kind, (down, right) in enumerate(_STEPS):
         row, column = row_P + down, column_P + right
-        inside_P = (row >= 0) & (row < side) & (column >= 0) & (column < side)
-        index.append((row * side + column).where(inside_P, cell_P).expand(count, -1).unsqueeze(-1))
+        inside_P = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+        index.append((row * columns + column).where(inside_P, cell_P).expand(count, -1).unsqueeze(-1))
         valid.append(inside_P.expand(count, -1).unsqueeze(-1))
         kinds.append(_SPATIAL + kind)
     near = min(neighbours, patches - 1)
