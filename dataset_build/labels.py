@@ -62,3 +62,66 @@ def emotion(native: str) -> str | None:
     word = native.strip().lower()
     word = EMOTION_SPELLINGS.get(word, word)
     return word if word in EMOTIONS else None
+
+
+# --- intent ----------------------------------------------------------------------------------------------------------
+# All 20 words of MIntRec are among the 30 of MIntRec2.0, spelled the same; `GESTURE_INTENTS` takes its own from there.
+# The orders are those of the authors' lists.
+
+MINTREC_INTENTS = (
+    "Complain", "Praise", "Apologise", "Thank", "Criticize", "Agree", "Taunt", "Flaunt", "Joke", "Oppose", "Comfort",
+    "Care", "Inform", "Advise", "Arrange", "Introduce", "Leave", "Prevent", "Greet", "Ask for help",
+)  # fmt: skip
+MINTREC2_INTENTS = (
+    "Acknowledge", "Advise", "Agree", "Apologise", "Arrange", "Ask for help", "Asking for opinions", "Care", "Comfort",
+    "Complain", "Confirm", "Criticize", "Doubt", "Emphasize", "Explain", "Flaunt", "Greet", "Inform", "Introduce",
+    "Invite", "Joke", "Leave", "Oppose", "Plan", "Praise", "Prevent", "Refuse", "Taunt", "Thank", "Warn",
+)  # fmt: skip
+
+# Further spellings of these words (lower case): the data write Apologise, the papers' prose Apologize.
+INTENT_SPELLINGS = {
+    "apologize": "apologise",
+    "criticise": "criticize",
+    "ask for opinions": "asking for opinions",
+}
+
+_INTENTS = {word.lower(): word for word in (*MINTREC_INTENTS, *MINTREC2_INTENTS)}
+
+
+def intent(native: str) -> str | None:
+    """The canonical intent of MIntRec and MIntRec2.0 that a word stands for; None for a word that stands for none."""
+    word = native.strip().lower()
+    return _INTENTS.get(INTENT_SPELLINGS.get(word, word))
+
+
+# Intentonomy's category names in the order of their ids, and the words a model is asked to choose from.
+INTENTONOMY = {
+    "Attractive": "Be attractive",
+    "BeatCompete": "Beat others or compete",
+    "Communicate": "Communicate or express oneself",
+    "CreativeUnique": "Be creative and unique",
+    "CuriousAdventurousExcitingLife": "Live a curious, adventurous and exciting life",
+    "EasyLife": "Live an easy life",
+    "EnjoyLife": "Enjoy life",
+    "FineDesignLearnArt-Arch": "Appreciate fine design: architecture",
+    "FineDesignLearnArt-Art": "Appreciate fine design: art",
+    "FineDesignLearnArt-Culture": "Appreciate fine design: culture",
+    "GoodParentEmoCloseChild": "Be a good parent, emotionally close to a child",
+    "Happy": "Be happy",
+    "HardWorking": "Work hard",
+    "Harmony": "Live in harmony",
+    "Health": "Be healthy",
+    "InLove": "Be in love",
+    "InLoveAnimal": "Love an animal",
+    "InspirOthrs": "Inspire others",
+    "ManagableMakePlan": "Keep things manageable and make plans",
+    "NatBeauty": "Enjoy natural beauty",
+    "PassionAbSmthing": "Be passionate about something",
+    "Playful": "Be playful",
+    "ShareFeelings": "Share feelings",
+    "SocialLifeFriendship": "Have a social life and friends",
+    "SuccInOccupHavGdJob": "Succeed at work, have a good job",
+    "TchOthrs": "Teach others",
+    "ThngsInOrdr": "Keep things in order",
+    "WorkILike": "Do work one likes",
+}
