@@ -14,6 +14,10 @@ REGISTRY = {
     "jokes": "dataset_build.sources.jokes",
     "sarcastic_jokes": "dataset_build.sources.sarcastic_jokes",
     "emoset": "dataset_build.sources.emoset",
+    "caer": "dataset_build.sources.caer",
+    "ravdess": "dataset_build.sources.ravdess",
+    "mustard": "dataset_build.sources.mustard",
+    "intentonomy": "dataset_build.sources.intentonomy",
 }
 
 
