@@ -18,6 +18,7 @@ REGISTRY = {
     "ravdess": "dataset_build.sources.ravdess",
     "mustard": "dataset_build.sources.mustard",
     "intentonomy": "dataset_build.sources.intentonomy",
+    "mintrec": "dataset_build.sources.mintrec",
 }
 
 
