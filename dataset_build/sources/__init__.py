@@ -17,6 +17,7 @@ REGISTRY = {
     "caer": "dataset_build.sources.caer",
     "ravdess": "dataset_build.sources.ravdess",
     "mustard": "dataset_build.sources.mustard",
+    "mustard_pp": "dataset_build.sources.mustard_pp",
     "intentonomy": "dataset_build.sources.intentonomy",
     "mintrec": "dataset_build.sources.mintrec",
 }
