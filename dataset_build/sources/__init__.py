@@ -14,12 +14,23 @@ REGISTRY = {
     "jokes": "dataset_build.sources.jokes",
     "sarcastic_jokes": "dataset_build.sources.sarcastic_jokes",
     "emoset": "dataset_build.sources.emoset",
+    "caer_s": "dataset_build.sources.caer_s",
+    "fi": "dataset_build.sources.fi",
+    "emotion6": "dataset_build.sources.emotion6",
+    "affectnet": "dataset_build.sources.affectnet",
+    "raf_db": "dataset_build.sources.raf_db",
+    "fer_plus": "dataset_build.sources.fer_plus",
+    "emotic": "dataset_build.sources.emotic",
+    "artemis": "dataset_build.sources.artemis",
+    "expw": "dataset_build.sources.expw",
     "caer": "dataset_build.sources.caer",
+    "meld": "dataset_build.sources.meld",
     "ravdess": "dataset_build.sources.ravdess",
     "mustard": "dataset_build.sources.mustard",
     "mustard_pp": "dataset_build.sources.mustard_pp",
     "intentonomy": "dataset_build.sources.intentonomy",
     "mintrec": "dataset_build.sources.mintrec",
+    "mintrec2": "dataset_build.sources.mintrec2",
 }
 
 

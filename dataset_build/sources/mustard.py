@@ -66,8 +66,8 @@ class _Row(NamedTuple):
 
 def read(root: str, options: Options) -> Iterator[Record | Reject]:
     path = readers.find(root, "sarcasm_data.json", "data/sarcasm_data.json")
-    items = [(key, _row(value)) for key, value in readers.json_items(root, path)]
-    folds = _folds(root, list(dict.fromkeys(key for key, _ in items))) if _in_folds(options) else None
+    items = [(key, _row(value)) for key, value in readers.json_value(root, path, dict).items()]
+    folds = _folds(root, [key for key, _ in items]) if _in_folds(options) else None
     dialogue_of = dialogues(
         Scene(key, row.show, [row.utterance, *(turn.text for turn in row.context)])
         for key, row in items
@@ -126,7 +126,7 @@ def _row(value: Any) -> _Row | str:
     """The entry's fields, or what is wrong with them."""
     if not isinstance(value, dict):
         return f"a {type(value).__name__}, expected an object"
-    texts = {name: value.get(name) for name in ("utterance", "speaker", "show")}
+    texts: dict[str, Any] = {name: value.get(name) for name in ("utterance", "speaker", "show")}
     for name, text in texts.items():
         if not isinstance(text, str) or not text.strip():
             return f"{name} is {text!r:.60}; expected a text"

@@ -87,7 +87,7 @@ def test_speaker_independent_tests_friends_and_names_no_fold(root):
 def test_speaker_dependent_gives_every_record_its_published_fold(root):
     found = records(root, split="speaker_dependent")
     assert base.split_mode(mustard, SPEAKER_DEPENDENT) == "folds"
-    # The fixture's folds: place in the file modulo five. A duplicate id has no place of its own.
+    # The fixture's folds: place in the file modulo five.
     assert {record.fold for record in found.values()} == {0, 1, 2, 3, 4}
     for uid, record in found.items():
         assert record.split is None and record.fold == (int(uid[-2:]) - 1) % 5
@@ -108,9 +108,11 @@ def test_a_line_that_is_context_elsewhere_makes_one_dialogue(root):
     )
 
 
-def test_repeated_ids_come_out_both(root):
-    uids = [item.uid for item in mustard.read(str(root), mustard.Options())]
-    assert uids.count("mustard/test/1_9014") == 2
+def test_a_repeated_id_is_an_error_because_one_of_the_two_would_be_lost(tmp_path):
+    twice = f'{{"1_1": {json.dumps(entry())}, "1_1": {json.dumps(entry(sarcasm=True))}}}'
+    (tmp_path / "sarcasm_data.json").write_text(twice, encoding="utf-8")
+    with pytest.raises(BuildError, match=r"sarcasm_data\.json.*'1_1'"):
+        list(mustard.read(str(tmp_path), mustard.Options()))
 
 
 @pytest.mark.parametrize(
