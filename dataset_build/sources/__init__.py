@@ -31,6 +31,7 @@ REGISTRY = {
     "intentonomy": "dataset_build.sources.intentonomy",
     "mintrec": "dataset_build.sources.mintrec",
     "mintrec2": "dataset_build.sources.mintrec2",
+    "hateful_memes": "dataset_build.sources.hateful_memes",
 }
 
 
