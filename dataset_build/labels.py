@@ -16,6 +16,12 @@ SUB_TASK_NAMES = {
 
 YES_NO = ("Yes", "No")
 
+
+def yes_no(number: int | None) -> str | None:
+    """The answer that a source's 1 or 0 stands for; None for anything else."""
+    return {1: "Yes", 0: "No"}.get(-1 if number is None else number)
+
+
 # The eight feelings of the quickstart's emoji: the six of Ekman without disgust (drawn as sickness in emoji), love,
 # sickness and neutral. Each is a single token after a space in the quickstart's language model.
 EMOJI_FEELINGS = ("joy", "love", "sadness", "anger", "fear", "surprise", "sickness", "neutral")

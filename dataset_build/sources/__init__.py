@@ -28,6 +28,8 @@ REGISTRY = {
     "ravdess": "dataset_build.sources.ravdess",
     "mustard": "dataset_build.sources.mustard",
     "mustard_pp": "dataset_build.sources.mustard_pp",
+    "mmsd": "dataset_build.sources.mmsd",
+    "mmsd2": "dataset_build.sources.mmsd2",
     "intentonomy": "dataset_build.sources.intentonomy",
     "mintrec": "dataset_build.sources.mintrec",
     "mintrec2": "dataset_build.sources.mintrec2",

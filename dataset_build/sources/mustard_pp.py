@@ -196,7 +196,7 @@ def _label(
     """Canonical label (None where the table's word is none), the table's word, the choices, and the column it is from."""
     if sub_task == "sarcasm":
         native = cells["Sarcasm"].strip()
-        return {"0": "No", "1": "Yes"}.get(str(readers.whole(native))), native, YES_NO, "Sarcasm"
+        return labels.yes_no(readers.whole(native)), native, YES_NO, "Sarcasm"
     column, choices = {
         "implicit": ("Implicit_Emotion", IMPLICIT),
         "explicit": ("Explicit_Emotion", EXPLICIT),
