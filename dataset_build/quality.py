@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+
 from dataset_build import schema
+from dataset_build.instructions.chat_markers import plain
 from dataset_build.schema import Record, Reject
 
 MAX_TEXT_CHARS = 20_000
@@ -19,6 +22,12 @@ def reject(record: Record, reason: str, detail: str) -> Reject:
     return Reject(record.uid, record.source, split, record.sub_task, reason, escaped(detail))
 
 
+@functools.lru_cache(maxsize=1024)
+def _unsayable(option: str) -> bool:
+    """Whether an option is nothing, or something that `plain` would change in a text: it must be shown exactly."""
+    return not option or plain(option) != option
+
+
 def check(record: Record) -> Reject | None:
     """The first thing that is wrong with a record, or None."""
     if record.sub_task not in schema.SUB_TASKS:
@@ -30,6 +39,9 @@ def check(record: Record) -> Reject | None:
     closed = record.sub_task in schema.CLOSED_SUB_TASKS
     if closed and not record.options:
         return reject(record, "bad_row", f"{record.sub_task} is closed, but the record has no options")
+    if closed and (len(set(record.options)) < len(record.options) or any(map(_unsayable, record.options))):
+        shown = ", ".join(map(repr, record.options))
+        return reject(record, "bad_row", f"options must be different plain words, found {shown[:300]}")
     wrong = [
         label for label in (record.label, *record.other_labels) if closed and label not in record.options
     ]
@@ -40,7 +52,8 @@ def check(record: Record) -> Reject | None:
         )
     if not record.media and not record.text.strip():
         return reject(record, "bad_row", "neither media nor text")
-    length = len(record.text) + sum(len(turn.text) for turn in record.context)
+    length = len(record.text) + len(record.speaker) + len(record.ocr_text)
+    length += sum(len(turn.speaker) + len(turn.text) for turn in record.context)
     if length > MAX_TEXT_CHARS:
         return reject(record, "too_large", f"{length} characters of text; the limit is {MAX_TEXT_CHARS}")
     for ref in record.media:

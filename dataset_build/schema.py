@@ -6,6 +6,7 @@ Only the standard library is imported here; the Arrow schemas import pyarrow whe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -207,3 +208,34 @@ def duplicate_schema() -> pyarrow.Schema:
 
 # A Sample travels as a plain dict with the columns of `sample_schema()`.
 Sample = dict[str, Any]
+
+# In which form an answer is said. `answer` and `options` of a sample always hold the words; a sample whose message
+# asks for another form has `+<style>` at the end of its template id.
+ANSWER_STYLES = ("word", "letter", "letter_word")
+
+
+def option_letter(place: int) -> str:
+    """The letter shown before the option at `place`: A … Z, then AA, AB …"""
+    return chr(65 + place) if place < 26 else f"A{chr(65 + place - 26)}"
+
+
+def option_texts(sample: Mapping[str, Any]) -> list[str]:
+    """What a model says for each option of a sample, in their order: `joy`, `C` or `(C) joy`.
+
+    Raises ValueError for a style that this version does not know.
+    """
+    options = list(sample["options"] or ())
+    style = ((sample.get("provenance") or {}).get("template_id") or "").partition("+")[2] or "word"
+    if style == "word":
+        return options
+    if style == "letter":
+        return [option_letter(place) for place in range(len(options))]
+    if style == "letter_word":
+        return [f"({option_letter(place)}) {option}" for place, option in enumerate(options)]
+    raise ValueError(f"answer style {style!r} is not one of {', '.join(ANSWER_STYLES)}")
+
+
+def answer_text(sample: Mapping[str, Any]) -> str:
+    """What a model should say to a sample: its answer in the form that the message asks for."""
+    options, answer = list(sample["options"] or ()), str(sample["answer"])
+    return option_texts(sample)[options.index(answer)] if answer in options else answer

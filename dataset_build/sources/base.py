@@ -24,6 +24,11 @@ Pictures = Literal["photographs", "drawings", "cards", "memes", "clips"]
 # folds: k-fold by group; shares: test and val shares by group.
 SplitMode = Literal["official", "folds", "shares"]
 
+# What a label is about, in the optional constant `ASKS` of an adapter, which decides how it is asked
+# (`dataset_build.instructions`): expressed (the default): by somebody who is seen or heard; evoked: in those who look
+# at the picture; posted: why somebody posted it.
+Asks = Literal["expressed", "evoked", "posted"]
+
 
 class Options(BaseModel):
     """The options of an adapter; a source without any uses this one."""

@@ -29,6 +29,7 @@ DOWNLOAD = (
 EXPECTED = {"train": 94_481, "val": 5_905, "test": 17_716}
 SUB_TASKS = ("emo_c", "emo_o")
 PICTURES: base.Pictures = "photographs"
+ASKS: base.Asks = "evoked"
 SPLIT: base.SplitMode = "official"
 GROUP_KEY = "picture"
 DEMONSTRATION = False
