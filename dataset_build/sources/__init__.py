@@ -24,8 +24,11 @@ REGISTRY = {
     "artemis": "dataset_build.sources.artemis",
     "expw": "dataset_build.sources.expw",
     "caer": "dataset_build.sources.caer",
+    "crema_d": "dataset_build.sources.crema_d",
+    "dfew": "dataset_build.sources.dfew",
     "meld": "dataset_build.sources.meld",
     "ravdess": "dataset_build.sources.ravdess",
+    "urfunny": "dataset_build.sources.urfunny",
     "mustard": "dataset_build.sources.mustard",
     "mustard_pp": "dataset_build.sources.mustard_pp",
     "mmsd": "dataset_build.sources.mmsd",
@@ -34,6 +37,7 @@ REGISTRY = {
     "mintrec": "dataset_build.sources.mintrec",
     "mintrec2": "dataset_build.sources.mintrec2",
     "hateful_memes": "dataset_build.sources.hateful_memes",
+    "mmhs150k": "dataset_build.sources.mmhs150k",
 }
 
 
