@@ -38,6 +38,7 @@ REGISTRY = {
     "mintrec2": "dataset_build.sources.mintrec2",
     "hateful_memes": "dataset_build.sources.hateful_memes",
     "mmhs150k": "dataset_build.sources.mmhs150k",
+    "hatemm": "dataset_build.sources.hatemm",
 }
 
 
