@@ -131,7 +131,7 @@ def problem_of(row: Row, text: str) -> str:
         return "length"
     if plain(text) != text:
         return "marker"
-    if re.search(r"\([A-Z]\)|\b[A-Z][).] |\boptions?:", text):
+    if re.search(r"\([A-Z]\)|\b[A-Z][).] |\b[Oo]ptions?:", text):
         return "options"
     known = labels.EMOTIONS if row.sub_task in ("emo_c", "emo_o") else labels.YES_NO
     if row.sub_task != "intent" and instructions.names_answer(text, tuple(known), ()):
