@@ -39,6 +39,7 @@ REGISTRY = {
     "hateful_memes": "dataset_build.sources.hateful_memes",
     "mmhs150k": "dataset_build.sources.mmhs150k",
     "hatemm": "dataset_build.sources.hatemm",
+    "harmeme": "dataset_build.sources.harmeme",
 }
 
 
