@@ -6,10 +6,19 @@ The split and the fold are decided later, globally, on the hash rows alone (`dat
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dataset_build import cards, instructions, media, provenance, quality, schema, video
+from dataset_build import (
+    audio,
+    cards,
+    hash_columns,
+    instructions,
+    media,
+    provenance,
+    quality,
+    schema,
+    video,
+)
 from dataset_build.schema import Record, Reject, Sample
 from dataset_build.sources.base import Adapter
 
@@ -26,23 +35,22 @@ class Converted(NamedTuple):
     hashes: dict[str, Any]
 
 
-def index_schema() -> pyarrow.Schema:
-    """The hash columns. `media` holds the identity of each medium, `content` that of media and text together."""
-    import pyarrow as pa
-
-    text = ("uid", "sub_task", "split", "label", "group", "content", "phash")
-    return pa.schema(
-        [*((name, pa.string()) for name in text), ("media", pa.list_(pa.string())), ("n_bytes", pa.int64())]
-    )
-
-
 def media_digest(settings: MediaSettings) -> str:
     """The digest of everything but the source file that decides what is stored for it."""
     return provenance.sha256_of_json([media.VERSION, cards.VERSION, settings.model_dump(mode="json")])
 
 
-def convert(record: Record, root: str, adapter: Adapter, settings: MediaSettings) -> Converted | Reject:
-    """Read, verify, normalise and hash one record. Never raises for what is wrong with the data."""
+def convert(
+    record: Record,
+    root: media.Root,
+    adapter: Adapter,
+    settings: MediaSettings,
+    wording: instructions.Wording | None = None,
+) -> Converted | Reject:
+    """Read, verify, normalise and hash one record. Never raises for what is wrong with the data.
+
+    Raises StorageError where the root is in a store that does not answer.
+    """
     wrong = quality.check(record)
     if wrong:
         return wrong
@@ -51,10 +59,10 @@ def convert(record: Record, root: str, adapter: Adapter, settings: MediaSettings
     except media.MediaError as error:
         return quality.reject(record, error.reason, str(error))
     except (OSError, MemoryError) as error:
-        return quality.reject(
-            record, "undecodable", f"{record.media or record.uid}: {type(error).__name__}: {error}"
-        )
-    asked = instructions.ask(record, [medium.kind for medium in media_list])
+        paths = ", ".join(ref.path for ref in record.media) or record.uid
+        said = getattr(error, "strerror", None) or str(error)  # without the name of a temporary file
+        return quality.reject(record, "undecodable", f"{paths}: {type(error).__name__}: {said}")
+    asked = instructions.ask(record, [medium.kind for medium in media_list], wording)
     sample = {
         "uid": record.uid,
         "source": record.source,
@@ -76,22 +84,35 @@ def convert(record: Record, root: str, adapter: Adapter, settings: MediaSettings
             "licence_tag": record.licence_tag,
         },
     }
-    return Converted(sample, _index_row(record, adapter, media_list))
+    hashes = hash_columns.row(
+        record,
+        adapter.GROUP_KEY,
+        [medium.identity for medium in media_list],
+        phash=next((medium.phash for medium in media_list if medium.phash), ""),
+        n_bytes=sum(len(part) for medium in media_list for part in medium.data),
+    )
+    return Converted(sample, hashes)
 
 
-def _media(record: Record, root: str, settings: MediaSettings) -> list[media.Medium]:
+def _media(record: Record, root: media.Root, settings: MediaSettings) -> list[media.Medium]:
     if not record.media:  # a text-only source: its text becomes a picture, and is not in the message
         return [media.picture_from_bytes(cards.render(record.text), record.uid, settings)]
     found: list[media.Medium] = []
     for ref in record.media:
-        if ref.kind == "image":
-            found.append(media.read_picture(root, ref.path, settings))
+        if ref.pixels is not None and ref.kind == "image":
+            found.append(media.picture_from_pixels(ref.pixels, ref.path, settings, ref.crop))
+        elif ref.pixels is not None:
+            raise media.MediaError("bad_row", f"{ref.path}: grey values for a medium of kind {ref.kind}")
+        elif ref.kind == "image":
+            found.append(media.read_picture(root, ref.path, settings, ref.crop))
         elif ref.kind == "video":
             found += video.read_clip(root, ref, settings)
-        else:
-            raise media.MediaError(
-                "not_media", f"{ref.path}: sound without a picture is not read by this version"
-            )
+        elif settings.audio:
+            found.append(audio.read_sound(root, ref, settings))
+    if not found:
+        raise media.MediaError(
+            "not_media", f"{record.uid}: it has nothing but sound, and the recipe says media.audio = false"
+        )
     return found
 
 
@@ -106,22 +127,6 @@ def _medium_row(medium: media.Medium) -> dict[str, Any]:
         "duration_s": medium.duration_s,
         "fps": medium.fps,
         "sample_rate": medium.sample_rate,
-    }
-
-
-def _index_row(record: Record, adapter: Adapter, media_list: list[media.Medium]) -> dict[str, Any]:
-    identities = [medium.identity for medium in media_list]
-    text = [record.text if record.media else "", *(f"{turn.speaker}: {turn.text}" for turn in record.context)]
-    return {
-        "uid": record.uid,
-        "sub_task": record.sub_task,
-        "split": record.split,
-        "label": record.label,
-        "group": record.group_keys.get(adapter.GROUP_KEY) or record.uid,
-        "content": hashlib.sha256("\x1f".join(identities + text).encode()).hexdigest(),
-        "phash": next((medium.phash for medium in media_list if medium.phash), ""),
-        "media": sorted(set(identities)),
-        "n_bytes": sum(len(part) for medium in media_list for part in medium.data),
     }
 
 

@@ -9,3 +9,7 @@ class UsageError(ValueError):
 
 class BuildError(ValueError):
     """The data cannot become EmoBench as asked: names what was found and what to do. Exit code 1."""
+
+
+class StorageError(BuildError):
+    """A store (`s3://`) refused or did not answer, retries included: names the path. The same command goes on later."""

@@ -4,18 +4,20 @@ Failures are `MediaError`s whose `reason` is a key of `schema.REJECT_REASONS`, s
 
 What is stored for a picture: its own bytes, if it is one PNG, JPEG or WebP frame within `max_side_px`, upright, and
 not padded with foreign data. Transparency is kept then; everybody who opens the bytes gets it composited on white by
-`open_picture`. Anything else is decoded (JPEG at reduced scale), put upright, composited on white, scaled down and
-stored as JPEG. What is stored for a clip: N evenly spaced frames as JPEG, and its sound as 16 kHz mono WAV, if any.
+`open_picture`. Anything else is decoded (JPEG at reduced scale), put upright, composited on white, cropped where the
+annotation says so, scaled down and stored as JPEG. What is stored for a clip: N evenly spaced frames as JPEG, and its
+sound as 16 kHz mono WAV, if any (`dataset_build.video`, `dataset_build.audio`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 import warnings
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from dataset_build import schema
 
@@ -31,6 +33,12 @@ VERSION = "2"
 MAX_PIXELS = 50_000_000
 _GIT_LFS = b"version https://git-lfs.github.com/spec/"
 _KEPT_FORMATS = ("PNG", "JPEG", "WEBP")
+# A picture file larger than this is refused whatever `max_file_mb` allows for clips: it would be read whole.
+_MAX_PICTURE_MB = 256
+# The longest side of a picture that is written out in its table (FER2013's have 48).
+_MAX_PIXELS_SIDE = 512
+# What a corner may be off because it was computed in floating point.
+_EPSILON_PX = 1e-6
 
 
 class MediaError(ValueError):
@@ -64,11 +72,19 @@ class Medium:
     sample_rate: int | None = None
 
 
-def resolve(root: str, path: str) -> str:
-    """The absolute path of an annotation's `path`, which must stay inside `root`, links resolved.
+class Fetching(Protocol):
+    """A root whose files come from elsewhere (`dataset_build.roots.Fetched`)."""
 
-    Raises MediaError: path_outside_root, missing_media, not_media, bad_row (no file name can hold this text).
-    """
+    def file(self, path: str) -> str:
+        """A local copy of the file. Raises MediaError as `resolve` does."""
+        ...
+
+
+Root = str | Fetching
+
+
+def check_path(path: str) -> None:
+    """Raises MediaError (path_outside_root, bad_row) for a path that no file below a root can have."""
     try:
         os.fsencode(path)
     except UnicodeEncodeError as error:
@@ -76,12 +92,26 @@ def resolve(root: str, path: str) -> str:
     parts = path.replace("\\", "/").split("/")
     if "\x00" in path or os.path.isabs(path) or path.startswith(("/", "\\")) or ".." in parts:
         raise MediaError("path_outside_root", f"{path!r} leaves the source's folder")
+
+
+def missing(path: str) -> str:
+    return f"{path}: the annotation names it, but it is not there"
+
+
+def resolve(root: Root, path: str) -> str:
+    """The absolute path of an annotation's `path`, which must stay inside `root`, links resolved.
+
+    Raises MediaError: path_outside_root, missing_media, not_media, bad_row (no file name can hold this text).
+    """
+    check_path(path)
+    if not isinstance(root, str):
+        return root.file(path)
     real_root = os.path.realpath(root)
     full = os.path.realpath(os.path.join(real_root, path))
     if os.path.commonpath([real_root, full]) != real_root:
         raise MediaError("path_outside_root", f"{path}: a link leads out of the source's folder, to {full}")
     if not os.path.exists(full):
-        raise MediaError("missing_media", f"{path}: the annotation names it, but it is not there")
+        raise MediaError("missing_media", missing(path))
     if not os.path.isfile(full):
         raise MediaError("not_media", f"{path}: not a regular file")
     return full
@@ -108,13 +138,18 @@ def check_file(full: str, path: str, max_file_mb: int) -> bytes:
         raise MediaError("missing_media", f"{path}: cannot be read ({error.strerror})") from error
     if size == 0 or not head:
         raise MediaError("empty_file", f"{path}: 0 bytes")
+    check_size(size, path, max_file_mb)
+    if head.startswith(_GIT_LFS):
+        raise MediaError("not_media", f"{path}: a git-lfs pointer; run `git lfs pull` in the source")
+    return head
+
+
+def check_size(size: int, path: str, max_file_mb: int) -> None:
+    """Raises MediaError (too_large) for a file of more bytes than the recipe allows."""
     if size > max_file_mb << 20:
         raise MediaError(
             "too_large", f"{path}: {size >> 20} MiB; the recipe allows media.max_file_mb = {max_file_mb}"
         )
-    if head.startswith(_GIT_LFS):
-        raise MediaError("not_media", f"{path}: a git-lfs pointer; run `git lfs pull` in the source")
-    return head
 
 
 def picture_format(head: bytes) -> str | None:
@@ -133,24 +168,102 @@ def picture_format(head: bytes) -> str | None:
     return "WEBP" if head[:4] == b"RIFF" and head[8:12] == b"WEBP" else None
 
 
-def read_picture(root: str, path: str, settings: MediaSettings) -> Medium:
-    """A picture of a source, verified by decoding it. Raises MediaError."""
+def read_picture(root: Root, path: str, settings: MediaSettings, crop: schema.Crop | None = None) -> Medium:
+    """A picture of a source, or a part of it, verified by decoding it. Raises MediaError."""
     full = resolve(root, path)
-    head = check_file(full, path, settings.max_file_mb)
+    head = check_file(full, path, min(settings.max_file_mb, _MAX_PICTURE_MB))
     if picture_format(head) is None:
         raise MediaError("not_media", f"{path}: not a picture, it starts with {head[:16]!r}")
     with open(full, "rb") as stream:
-        return picture_from_bytes(stream.read(), path, settings)
+        return picture_from_bytes(stream.read(), path, settings, crop)
 
 
-def picture_from_bytes(data: bytes, name: str, settings: MediaSettings) -> Medium:
+def picture_from_bytes(
+    data: bytes, name: str, settings: MediaSettings, crop: schema.Crop | None = None
+) -> Medium:
     """Encoded picture bytes, checked and brought within the limits; `name` is for messages."""
-    picture, keep = _decode(data, name, settings)
-    stored = data
-    if not keep:
-        stored = encode_jpeg(picture, settings.jpeg_quality)
-    digest = hashlib.sha256(data).hexdigest()
-    return Medium("image", (stored,), digest, digest, phash(picture), picture.width, picture.height)
+    picture, keep, box = _decode(data, name, settings, crop)
+    stored = data if keep else encode_jpeg(picture, settings.jpeg_quality)
+    digest = identity = hashlib.sha256(data).hexdigest()
+    if box is not None:
+        identity = hashlib.sha256(f"{digest}:box:{':'.join(map(str, box))}".encode()).hexdigest()
+    return Medium("image", (stored,), digest, identity, phash(picture), picture.width, picture.height)
+
+
+def picture_from_pixels(
+    pixels: str, name: str, settings: MediaSettings, crop: schema.Crop | None = None
+) -> Medium:
+    """A square picture from the grey values that `schema.MediaRef.pixels` holds, stored as PNG. Raises MediaError.
+
+    Its identity and `source_sha256` are those of the values, however a table spells them and PNG packs them.
+    """
+    from PIL import Image
+
+    longest = 4 * _MAX_PIXELS_SIDE**2  # three digits and a space each
+    values = pixels.split() if len(pixels) <= longest and pixels.isascii() else []
+    side = math.isqrt(len(values))
+    if not 0 < side <= _MAX_PIXELS_SIDE or side * side != len(values):
+        raise MediaError(
+            "bad_row",
+            f"{name}: {len(values) or len(pixels)} {'grey values' if values else 'characters of pixels'}; expected the "
+            f"values of a square picture with sides of at most {_MAX_PIXELS_SIDE}",
+        )
+    for place, value in enumerate(values):
+        if not (value.isdigit() and len(value) <= 3 and int(value) <= 255):
+            raise MediaError(
+                "bad_row", f"{name}: grey value {place} is {value[:20]!r}; expected a number 0 to 255"
+            )
+    grey = bytes(map(int, values))
+    buffer = io.BytesIO()
+    Image.frombytes("L", (side, side), grey).save(buffer, "PNG", compress_level=6)
+    medium = picture_from_bytes(buffer.getvalue(), name, settings, crop)
+    digest = identity = hashlib.sha256(f"grey:{side}:".encode() + grey).hexdigest()
+    if medium.identity != medium.source_sha256:
+        identity = hashlib.sha256(f"{digest}:{medium.identity}".encode()).hexdigest()
+    return replace(medium, source_sha256=digest, identity=identity)
+
+
+class Box(NamedTuple):
+    """Whole pixels of a picture: left and top belong to it, right and bottom no more."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+def box_of(crop: schema.Crop, width: int, height: int, name: str) -> Box | None:
+    """The pixels that a crop touches, clamped to the upright picture; None where that is the whole picture.
+
+    A crop that holds no pixel is a `bad_row`: the file is good, the annotation names a part that it does not have.
+    """
+    check_crop(crop, name)
+    across, down = (width, height) if crop.unit == "share" else (1, 1)
+    box = Box(
+        math.floor(min(max(crop.left * across + _EPSILON_PX, 0), width)),
+        math.floor(min(max(crop.top * down + _EPSILON_PX, 0), height)),
+        math.ceil(min(max(crop.right * across - _EPSILON_PX, 0), width)),
+        math.ceil(min(max(crop.bottom * down - _EPSILON_PX, 0), height)),
+    )
+    if box.left >= box.right or box.top >= box.bottom:
+        raise MediaError("bad_row", f"{empty_crop(crop, name)}; the picture has {width}x{height} pixels")
+    return None if box == (0, 0, width, height) else box
+
+
+def check_crop(crop: schema.Crop, name: str) -> None:
+    """Raises MediaError (bad_row) for a crop that no picture has."""
+    corners = (crop.left, crop.top, crop.right, crop.bottom)
+    if crop.unit not in ("px", "share") or not all(
+        isinstance(corner, (int, float)) and math.isfinite(corner) for corner in corners
+    ):
+        raise MediaError("bad_row", f"{name}: crop {corners} {crop.unit}: expected four finite numbers")
+    if crop.left >= crop.right or crop.top >= crop.bottom:
+        raise MediaError("bad_row", empty_crop(crop, name))
+
+
+def empty_crop(crop: schema.Crop, name: str) -> str:
+    corners = f"left {crop.left:g}, top {crop.top:g}, right {crop.right:g}, bottom {crop.bottom:g}"
+    return f"{name}: the crop {corners} ({crop.unit}) holds no part of the picture"
 
 
 def open_picture(data: bytes, max_pixels: int = MAX_PIXELS, draft_px: int | None = None) -> Image.Image:
@@ -179,33 +292,48 @@ def phash(picture: Image.Image) -> str:
     return str(imagehash.phash(picture))
 
 
-def _decode(data: bytes, name: str, settings: MediaSettings) -> tuple[Image.Image, bool]:
-    """The picture as RGB within the limits, and whether its own bytes can be stored as they are."""
+def _decode(
+    data: bytes, name: str, settings: MediaSettings, crop: schema.Crop | None
+) -> tuple[Image.Image, bool, Box | None]:
+    """The picture as RGB within the limits, whether its own bytes can be stored as they are, and the part taken."""
     from PIL import Image
 
     with _opened(data, name, settings.max_pixels) as opened:
         try:
-            orientation, n_frames = opened.getexif().get(0x0112, 1), getattr(opened, "n_frames", 1)
+            orientation = opened.getexif().get(0x0112, 1)
+            keep = (
+                opened.format in _KEPT_FORMATS
+                and max(opened.size) <= settings.max_side_px
+                and orientation in (0, 1)
+                # Uncompressed size plus some metadata: more is not this picture.
+                and len(data) <= 8 * opened.width * opened.height + (64 << 10)
+                and getattr(opened, "n_frames", 1) == 1  # last: of a GIF it walks through all frames
+            )
         except Exception as error:  # reading metadata may already decode
             raise MediaError(
                 "undecodable", f"{name}: {opened.format} does not decode: {_first_line(error)}"
             ) from error
-        longest = max(opened.size)
-        keep = (
-            opened.format in _KEPT_FORMATS
-            and longest <= settings.max_side_px
-            and orientation in (0, 1)
-            and n_frames == 1
-            # Uncompressed size plus some metadata: more is not this picture.
-            and len(data) <= 8 * opened.width * opened.height + (64 << 10)
-        )
+        width, height = opened.size if orientation not in (5, 6, 7, 8) else opened.size[::-1]
+        box = box_of(crop, width, height, name) if crop else None
+        longest = max(width, height) if box is None else max(box.right - box.left, box.bottom - box.top)
         if opened.format == "JPEG" and longest > settings.max_side_px:
             scale = settings.max_side_px / longest
             opened.draft("RGB", (round(opened.width * scale), round(opened.height * scale)))
         flat = _flat(_upright(_load(opened, name), name), name)
+    if box is not None:
+        keep = False
+        drafted_x, drafted_y = flat.width / width, flat.height / height  # 1 unless decoded at reduced scale
+        flat = flat.crop(
+            (
+                math.floor(box.left * drafted_x),
+                math.floor(box.top * drafted_y),
+                max(math.ceil(box.right * drafted_x), math.floor(box.left * drafted_x) + 1),
+                max(math.ceil(box.bottom * drafted_y), math.floor(box.top * drafted_y) + 1),
+            )
+        )
     if not keep and max(flat.size) > settings.max_side_px:
         flat.thumbnail((settings.max_side_px, settings.max_side_px), Image.Resampling.LANCZOS)
-    return flat, keep
+    return flat, keep, box
 
 
 def _opened(data: bytes, name: str, max_pixels: int) -> Image.Image:
@@ -214,6 +342,9 @@ def _opened(data: bytes, name: str, max_pixels: int) -> Image.Image:
     kind = picture_format(data[:16])
     if kind is None:
         raise MediaError("not_media", f"{name}: not a picture, it starts with {data[:16]!r}")
+    size = _webp_size(data) if kind == "WEBP" else (0, 0)
+    if size[0] * size[1] > max_pixels:  # Pillow reserves a WebP's canvas before it says how large that is
+        raise MediaError("too_large", f"{name}: {size[0]}x{size[1]} pixels; the limit is {max_pixels}")
     try:
         with warnings.catch_warnings():  # the pixel limit is ours, below, for every size
             warnings.simplefilter("ignore")
@@ -221,14 +352,31 @@ def _opened(data: bytes, name: str, max_pixels: int) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise MediaError("too_large", f"{name}: {error}") from error
     except Exception as error:  # Pillow's plugins raise whatever the hostile bytes make them
+        # What Pillow says of a text or colour profile that unpacks to more than its limit of 1 MiB.
+        bomb = "too large" in str(error).lower()
         raise MediaError(
-            "undecodable", f"{name}: {kind} header, but it does not open: {_first_line(error)}"
+            "too_large" if bomb else "undecodable",
+            f"{name}: {kind} header, but it does not open: {_first_line(error)}",
         ) from error
     if opened.width * opened.height > max_pixels:
-        size = f"{opened.width}x{opened.height}"
+        declared = f"{opened.width}x{opened.height}"
         opened.close()
-        raise MediaError("too_large", f"{name}: {size} pixels; the limit is {max_pixels}")
+        raise MediaError("too_large", f"{name}: {declared} pixels; the limit is {max_pixels}")
     return opened
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Width and height in a WebP's first chunk (RFC 9649, section 2.5 to 2.7); zeros where it is another one."""
+    kind = data[12:16]
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    if kind == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    if kind == b"VP8 ":
+        sides = int.from_bytes(data[26:28], "little"), int.from_bytes(data[28:30], "little")
+        return sides[0] & 0x3FFF, sides[1] & 0x3FFF
+    return 0, 0
 
 
 def _load(opened: Image.Image, name: str) -> Image.Image:

@@ -3,45 +3,30 @@
 The process writes one AVI stream to its standard output: small PNG frames on a 25 per second grid, and 16 kHz mono
 PCM where the file has sound. The frames are thinned out while they arrive (every second one is dropped whenever too
 many are held), so neither the length of the clip nor its frame rate decides how much memory this takes. Neither
-ffprobe nor a second pass is needed. The demuxer is fixed from the file's first bytes: a playlist is never opened.
+ffprobe nor a second pass is needed. What holds for every ffmpeg process is in `dataset_build.decoder`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import os
-import re
-import shutil
 import struct
-import subprocess
-import tempfile
-import threading
-import wave
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, NamedTuple
 
-from dataset_build import media, schema
+from dataset_build import audio, decoder, media, schema
+from dataset_build.decoder import Part, ffmpeg_binary
 from dataset_build.media import MediaError, Medium
 
 if TYPE_CHECKING:
     from dataset_build.recipe import MediaSettings
 
+__all__ = ["ffmpeg_binary", "read_clip"]
+
 GRID_FPS = 25
-SAMPLE_RATE = 16_000
 _HELD_FRAMES = 256
 # A chunk of our own AVI stream larger than this is not a small PNG frame or a stretch of sound.
 _MAX_CHUNK = 64 << 20
-# Containers that may begin and be cut anywhere: the pictures before the first key frame never decode.
-_STREAMS = ("mpegts", "mpeg")
-# What demuxers say about a file whose end is gone or whose structure is broken, while ffmpeg still returns 0.
-_DAMAGE = (
-    "partial file",
-    "file ended prematurely",
-    "exceeds containing master element",
-    "invalid as first byte of an ebml number",
-    "crc mismatch",
-)
+_EPSILON_PX = 0.000001
+_FARTHEST_PX = 1e6
 
 
 class Decoded(NamedTuple):
@@ -52,62 +37,37 @@ class Decoded(NamedTuple):
     pcm: bytes
 
 
-def ffmpeg_binary() -> str:
-    """ffmpeg of the system, else the one that imageio-ffmpeg carries."""
-    found = shutil.which("ffmpeg")
-    if found:
-        return found
-    import imageio_ffmpeg
-
-    return imageio_ffmpeg.get_ffmpeg_exe()
-
-
-def container_format(head: bytes) -> str | None:
-    """The ffmpeg demuxer for a file that starts with these bytes; None for anything that is not a known container."""
-    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
-        return "mov"
-    if head.startswith(b"\x1a\x45\xdf\xa3"):
-        return "matroska"
-    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
-        return "avi"
-    if head.startswith(b"OggS"):
-        return "ogg"
-    if head.startswith(b"FLV\x01"):
-        return "flv"
-    if head.startswith(b"\x00\x00\x01\xba"):
-        return "mpeg"
-    if head[:1] == b"\x47" and head[188:189] == b"\x47" and head[376:377] == b"\x47":
-        return "mpegts"
-    return None
-
-
-def read_clip(root: str, ref: schema.MediaRef, settings: MediaSettings) -> list[Medium]:
-    """The frames of a clip and, where it has sound, its sound. Raises MediaError.
+def read_clip(root: media.Root, ref: schema.MediaRef, settings: MediaSettings) -> list[Medium]:
+    """The frames of a clip and, where it has sound that the recipe wants, its sound. Raises MediaError.
 
     A damaged or truncated file is `undecodable`, not a shorter clip. (Ogg, FLV and MPEG streams declare no length: one
-    that was cut between two packets looks whole.)
+    that was cut between two packets looks whole.) A range that begins behind the file's end, or ends more than
+    `decoder.TAIL_S` behind it, is a `bad_time_range`.
     """
-    full = media.resolve(root, ref.path)
-    head = media.check_file(full, ref.path, settings.max_file_mb)
-    container = container_format(head)
+    full, head = decoder.local_file(root, ref, settings)
+    container = decoder.container_format(head)
     if container is None:
         raise MediaError("not_media", f"{ref.path}: not a video, it starts with {head[:16]!r}")
-    if container == "avi" and (whole := int.from_bytes(head[4:8], "little") + 8) > os.path.getsize(full):
-        raise MediaError("undecodable", f"{ref.path}: cut off; its header announces {whole} bytes")
-    start, length = _range(ref, settings)
-    decoded, log = _run(full, container, start, length, ref.path, settings)
+    decoder.check_whole(full, ref.path, container, head)
+    part = decoder.part_of(ref, settings)
+    if ref.crop:
+        media.check_crop(ref.crop, ref.path)
+    decoded, ended = decoder.run(
+        command(full, container, part, settings, ref.crop), ref, full, part, settings, _collect
+    )
+    if ref.crop and ended.code and "non positive size" in ended.errors:
+        raise MediaError("bad_row", media.empty_crop(ref.crop, ref.path))
+    decoder.check_end(ended, ref.path, not decoded.frames, settings)
     seconds = decoded.n_frames / GRID_FPS
-    if seconds > settings.max_seconds:
-        limit = f"media.max_seconds = {settings.max_seconds:g}"
-        raise MediaError(
-            "too_large", f"{ref.path}: longer than the recipe's {limit}; raise it or give a range"
-        )
     if not decoded.frames:
-        raise MediaError("undecodable", f"{ref.path}: no picture came out: {_reason(log)}")
-    digest = _sha256(full)
-    identity = digest
-    if ref.start_s is not None or ref.end_s is not None:
-        identity = hashlib.sha256(f"{digest}:{ref.start_s}:{ref.end_s}".encode()).hexdigest()
+        if part.start is not None and not ended.errors:
+            raise MediaError("bad_time_range", f"{ref.path}: no picture from {part.start:g} s on")
+        raise MediaError(
+            "undecodable", f"{ref.path}: no picture came out: {decoder.first_line(ended.errors)}"
+        )
+    decoder.check_length(ref, seconds, settings)
+    digest = audio.sha256_of(full)
+    identity = audio.identity_of(digest, ref)
     pictures = [media.open_picture(png) for png in _evenly(decoded, settings.video_frames)]
     jpegs = tuple(media.encode_jpeg(picture, settings.jpeg_quality) for picture in pictures)
     middle = pictures[len(pictures) // 2]
@@ -123,97 +83,47 @@ def read_clip(root: str, ref: schema.MediaRef, settings: MediaSettings) -> list[
         round(seconds, 6),
         stored_fps,
     )
-    if not decoded.pcm:
-        return [clip]
-    sound_s = round(len(decoded.pcm) / 2 / SAMPLE_RATE, 6)
-    sound = Medium("audio", (_wav(decoded.pcm),), digest, identity, "", 0, 0, sound_s, None, SAMPLE_RATE)
-    return [clip, sound]
-
-
-def _range(ref: schema.MediaRef, settings: MediaSettings) -> tuple[float | None, float]:
-    """Where to start, and how many seconds to read at most (a little more than allowed, to notice the excess)."""
-    start, end = ref.start_s, ref.end_s
-    if start is not None and start < 0 or end is not None and end <= (start or 0):
-        raise MediaError("bad_time_range", f"{ref.path}: start {start}, end {end}")
-    length = settings.max_seconds + 1
-    return start, length if end is None else min(length, end - (start or 0))
+    return [clip, audio.sound(decoded.pcm, digest, identity)] if decoded.pcm else [clip]
 
 
 def command(
-    full: str, container: str, start: float | None, length: float, settings: MediaSettings
+    full: str, container: str, part: Part, settings: MediaSettings, crop: schema.Crop | None = None
 ) -> list[str]:
     """The ffmpeg command line that decodes one file to an AVI stream on standard output."""
     import ffmpeg
 
-    limits = {"protocol_whitelist": "file,pipe", "max_pixels": settings.max_pixels, "threads": 1}
-    seek = {} if start is None else {"ss": start}
     # The `file:` prefix keeps a name such as `concat:a|b` a name.
-    source = ffmpeg.input(f"file:{full}", format=container, t=length, **limits, **seek)
+    source = ffmpeg.input(f"file:{full}", **decoder.input_options(container, part, settings))
     side = settings.frame_side_px
+    cropped = f"{_crop_filter(crop)}," if crop else ""
+    with_sound = {"c:a": "pcm_s16le", "ar": decoder.SAMPLE_RATE, "ac": 1} if settings.audio else {"an": None}
     stream = source.output(
         "pipe:1",
         format="avi",
-        vf=f"fps={GRID_FPS},scale='min({side},iw)':'min({side},ih)':force_original_aspect_ratio=decrease:"
+        vf=f"fps={GRID_FPS},{cropped}scale='min({side},iw)':'min({side},ih)':force_original_aspect_ratio=decrease:"
         "flags=bicubic+accurate_rnd+full_chroma_int+bitexact",
-        **{"c:v": "png", "c:a": "pcm_s16le", "pix_fmt": "rgb24", "compression_level": 1, "pred": "none"},
-        ar=SAMPLE_RATE,
-        ac=1,
+        t=settings.max_seconds + 1,  # a last picture that is shown for hours would be repeated for hours
+        **{"c:v": "png", "pix_fmt": "rgb24", "compression_level": 1, "pred": "none", **with_sound},
         sn=None,
         dn=None,
         flags="bitexact",
         fflags="bitexact",
     )
-    strict = () if container in _STREAMS else ("-xerror",)
-    return ffmpeg.compile(
-        stream.global_args("-nostdin", "-hide_banner", "-loglevel", "error", *strict), cmd=ffmpeg_binary()
-    )
+    return ffmpeg.compile(stream.global_args(*decoder.global_options(container)), cmd=ffmpeg_binary())
 
 
-def _run(
-    full: str, container: str, start: float | None, length: float, name: str, settings: MediaSettings
-) -> tuple[Decoded, str]:
-    late = threading.Event()
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            command(full, container, start, length, settings),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            cwd=os.sep,
-        )
+def _crop_filter(crop: schema.Crop) -> str:
+    """ffmpeg's crop filter, which takes the pixels that `media.box_of` would, whatever the size of the frames."""
+    across, down = ("iw", "ih") if crop.unit == "share" else ("1", "1")
 
-        def stop() -> None:
-            late.set()
-            process.kill()
+    def edge(rounded: str, corner: float, scale: str, sign: str, limit: str) -> str:
+        near = min(max(corner, -_FARTHEST_PX), _FARTHEST_PX)
+        return f"{rounded}(clip({near:.9f}*{scale}{sign}{_EPSILON_PX:.6f},0,{limit}))"
 
-        timer = threading.Timer(settings.timeout_s, stop)
-        timer.start()
-        assert process.stdout is not None
-        try:
-            decoded = _collect(process.stdout)
-            left_over = bool(process.stdout.read(1))
-            if left_over:  # more than `_collect` takes, which is no clip of ours either
-                process.kill()
-            code = process.wait()
-        finally:
-            timer.cancel()
-            process.kill()
-            process.wait()
-            process.stdout.close()
-        log.seek(0)
-        text = log.read(200_000).decode("utf-8", "replace")
-    if late.is_set():
-        raise MediaError(
-            "too_large", f"{name}: not decoded within media.timeout_s = {settings.timeout_s:g} s"
-        )
-    said = text.lower()
-    if (code or not decoded.frames) and "max pixel" in said:
-        raise MediaError(
-            "too_large", f"{name}: more pixels a frame than media.max_pixels = {settings.max_pixels}"
-        )
-    if code or left_over or any(damage in said for damage in _DAMAGE):
-        raise MediaError("undecodable", f"{name}: damaged or cut off: {_reason(text)}")
-    return decoded, text
+    left, top = edge("floor", crop.left, across, "+", "iw"), edge("floor", crop.top, down, "+", "ih")
+    right, bottom = edge("ceil", crop.right, across, "-", "iw"), edge("ceil", crop.bottom, down, "-", "ih")
+    # exact: without it, sides and corners are rounded to whole chroma samples.
+    return f"crop=w='{right}-{left}':h='{bottom}-{top}':x='{left}':y='{top}':exact=1"
 
 
 def _collect(stream: IO[bytes]) -> Decoded:
@@ -257,26 +167,3 @@ def _evenly(decoded: Decoded, wanted: int) -> list[bytes]:
     """The frames nearest to the middles of `wanted` equal parts of the clip; a very short clip repeats frames."""
     targets = [(2 * part + 1) * decoded.n_frames / (2 * wanted) for part in range(wanted)]
     return [min(decoded.frames, key=lambda frame: abs(frame[0] + 0.5 - target))[1] for target in targets]
-
-
-def _wav(pcm: bytes) -> bytes:
-    buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as sound:
-        sound.setnchannels(1)
-        sound.setsampwidth(2)
-        sound.setframerate(SAMPLE_RATE)
-        sound.writeframes(pcm)
-    return buffer.getvalue()
-
-
-def _sha256(full: str) -> str:
-    with open(full, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _reason(log: str) -> str:
-    """ffmpeg's first complaint, without memory addresses."""
-    lines = [
-        re.sub(r"\[(\S+) @ 0x[0-9a-f]+\]", r"[\1]", line).strip() for line in log.splitlines() if line.strip()
-    ]
-    return (lines[0] if lines else "ffmpeg gave no reason")[:200]

@@ -7,14 +7,14 @@ import subprocess
 import wave
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dataset_build import convert as conversion
-from dataset_build import dedup, media, video
+from dataset_build import decoder, dedup, index, media, splits, video
 from dataset_build.recipe import MediaSettings
 from dataset_build.schema import MediaRef, Record
 from dataset_build.sources import emoji_clips
-from dataset_build.splits import Place
 from tests.fixtures.emoji_tree import write_clip
 
 SETTINGS = MediaSettings(video_frames=4, frame_side_px=32, max_seconds=20, timeout_s=30)
@@ -68,29 +68,35 @@ def test_a_part_of_a_clip_is_another_clip(folder):
     assert part.identity != whole.identity
 
 
-def indexed(folder: Path, uid: str, text: str = "", **part: float) -> dedup.Row:
+def indexed(folder: Path, uid: str, split: str = "train", **part: float) -> index.Row:
     """The hash columns of a record about a part of plain.mp4, without its perceptual hash."""
     ref = MediaRef("video", "plain.mp4", **part)
-    record = Record(uid, "s", "emo_o", None, (ref,), "joy", "joy", "MIT", text=text)
+    record = Record(uid, "s", "emo_o", None, (ref,), "joy", "joy", "MIT")
     converted = conversion.convert(record, str(folder), emoji_clips, SETTINGS)
     assert isinstance(converted, conversion.Converted)
     row = converted.hashes
-    return dedup.Row(
-        uid, "s", "emo_o", "joy", "emoji", uid, "photographs", row["content"], tuple(row["media"]), ""
+    return index.Row(
+        uid, sub_task="emo_o", label="joy", split=split, content=row["content"], media=tuple(row["media"])
     )
 
 
 def test_parts_of_one_file_are_no_twins_and_the_same_part_is(folder):
-    first, second = indexed(folder, "a", end_s=1.0), indexed(folder, "b", start_s=1.0)
+    first, second = indexed(folder, "a", end_s=1.0), indexed(folder, "b", "test", start_s=1.0)
     again, whole = indexed(folder, "c", start_s=1.0), indexed(folder, "d")
     assert len({first.content, second.content, whole.content}) == 3
-    places = {uid: Place("train") for uid in "abcd"} | {"b": Place("test")}
-    assert dedup.ties([first, second, whole], near_bits=4) == []
-    assert dedup.removals([first, second, whole], places, near_bits=4) == []
-    (tie,) = dedup.ties([first, second, again, whole], near_bits=4)
+    facts = {"s": index.SourceFacts("official", "emoji", "photographs")}
+
+    def removed(*rows: index.Row) -> list[tuple[str, str, bool]]:
+        found = index.from_rows(rows, facts)
+        places = splits.assign(found, splits.Shares(4, 0.3, 0, seed=1))
+        gone = dedup.verdicts(found, places, dedup.Rules()).removed.values()
+        return [(found.uid(one.row), found.uid(one.twin), one.across_splits) for one in gone]
+
+    assert removed(first, second, whole) == []
+    assert removed(first, second, again, whole) == [("c", "b", True)]
+    in_folds = index.from_rows([first, second, again, whole], {"s": facts["s"]._replace(mode="folds")})
+    (tie,) = dedup.ties(in_folds, np.arange(4, dtype=np.int32), near_bits=4)
     assert tie.groups == ("b", "c")
-    (removal,) = dedup.removals([first, second, again, whole], places, near_bits=4)
-    assert (removal.uid, removal.twin_uid, removal.across_splits) == ("c", "b", True)
 
 
 def test_a_single_frame_is_repeated(folder):
@@ -130,12 +136,12 @@ def test_a_decoder_that_takes_too_long_is_stopped(folder):
 )
 def test_playlists_and_pointers_never_reach_ffmpeg(tmp_path, monkeypatch, name, content):
     (tmp_path / name).write_bytes(content)
-    monkeypatch.setattr(video.subprocess, "Popen", lambda *_: pytest.fail("ffmpeg was started"))
+    monkeypatch.setattr(decoder.subprocess, "Popen", lambda *_: pytest.fail("ffmpeg was started"))
     assert reason_of(lambda: read(tmp_path, name)) == "not_media"
 
 
 def test_ffmpeg_may_read_local_files_only_with_a_fixed_demuxer():
-    line = video.command("/data/concat:a|b.mp4", "mov", None, 5, SETTINGS)
+    line = video.command("/data/concat:a|b.mp4", "mov", decoder.Part(None, 5, False), SETTINGS)
     assert line[line.index("-protocol_whitelist") + 1] == "file,pipe"
     assert line[line.index("-i") + 1] == "file:/data/concat:a|b.mp4"
     assert line.index("-f") < line.index("-i")
