@@ -26,9 +26,12 @@ REGISTRY = {
     "caer": "dataset_build.sources.caer",
     "crema_d": "dataset_build.sources.crema_d",
     "dfew": "dataset_build.sources.dfew",
+    "iemocap": "dataset_build.sources.iemocap",
     "meld": "dataset_build.sources.meld",
     "ravdess": "dataset_build.sources.ravdess",
     "urfunny": "dataset_build.sources.urfunny",
+    "memotion": "dataset_build.sources.memotion",
+    "m2h2": "dataset_build.sources.m2h2",
     "mustard": "dataset_build.sources.mustard",
     "mustard_pp": "dataset_build.sources.mustard_pp",
     "mmsd": "dataset_build.sources.mmsd",
@@ -40,6 +43,7 @@ REGISTRY = {
     "mmhs150k": "dataset_build.sources.mmhs150k",
     "hatemm": "dataset_build.sources.hatemm",
     "harmeme": "dataset_build.sources.harmeme",
+    "mami": "dataset_build.sources.mami",
 }
 
 
