@@ -20,6 +20,7 @@ from dataset_build.provenance import code_digest, sha256_of_file, sha256_of_json
 from dataset_build.schema import SUB_TASKS
 
 RECIPE_FOLDER = Path(__file__).resolve().parent / "recipes"
+FOUNDATION_PARTS = ("vision", "language", "audio")
 # What `emollm` may import of dataset_build, and so what of it can change a trained model.
 SHARED_MODULES = ("schema", "labels", "media", "storage", "provenance", "progress")
 
@@ -48,6 +49,10 @@ class FoundationConfig(Component):
     image_size: int = Field(
         default=112, ge=8, description="pixels; pictures are resized to a square of this side"
     )
+    audio: str | None = Field(
+        default=None, description="a Whisper folder or hub name; without one, the sound of clips is left out"
+    )
+    tokens_per_audio: int = Field(default=16, ge=1, description="a sound is averaged to so many tokens")
 
 
 class MVPConfig(Component):
@@ -55,6 +60,7 @@ class MVPConfig(Component):
 
     content: bool = True
     relation: bool = True
+    time: bool = Field(default=True, description="frames of a video get a learned projection of their time")
     width: int = Field(default=128, ge=4, description="inner width of the content and relation perspectives")
     heads: int = Field(default=4, ge=1)
     content_queries: int = Field(default=8, ge=1, description="K learned queries of the content perspective")
@@ -331,8 +337,9 @@ def _shared_code() -> dict[str, str]:
 def train_inputs_digest(recipe: TrainRecipe, data_digest: str) -> str:
     """What makes two trainings the same: recipe (without places and the evaluate part), data, foundations, code."""
     plain = recipe.model_dump(mode="json", exclude={"out", "data", "evaluate"})
-    for part in ("vision", "language"):
-        plain["foundation"][part] = foundation_digest(plain["foundation"][part])
+    for part in FOUNDATION_PARTS:
+        if plain["foundation"][part] is not None:
+            plain["foundation"][part] = foundation_digest(plain["foundation"][part])
     left_out = ("emollm/evaluate", "emollm/recipes", "emollm/__main__")
     code = {"emollm": code_digest(["emollm"], leave_out=left_out), "dataset_build": _shared_code()}
     return sha256_of_json({"recipe": plain, "data": data_digest, "code": code})

@@ -12,9 +12,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from dataset_build.schema import PLACEHOLDERS
+from dataset_build.schema import PLACEHOLDERS, answer_text
 from emollm.data.masking import IGNORED, answer_labels
-from emollm.model.processor import EmoLLMProcessor
+from emollm.model.audio import Sound
+from emollm.model.processor import AUDIO_TOKEN, SOUND, EmoLLMProcessor
 from emollm.prompting import scaffolded
 
 _ANY_PLACEHOLDER = re.compile("|".join(re.escape(token) for token in PLACEHOLDERS.values()))
@@ -26,13 +27,16 @@ class SampleError(ValueError):
 
 class Encoded(NamedTuple):
     """One sample. `pictures` are (3, H, W) each, frames of a video one after the other; `media_frames` has one entry
-    a medium: 0 for a still picture, n for a video of n frames. `labels` is all -100 where nothing is supervised."""
+    for each still picture (0) and video (its number of frames). `n_sounds` is how many `sounds` the sequence has places
+    for. `labels` is all -100 where nothing is supervised."""
 
     uid: str
     input_ids: list[int]
     labels: list[int]
     pictures: list[Tensor]
     media_frames: list[int]
+    sounds: list[Sound]
+    n_sounds: int
 
 
 def encode_sample(
@@ -44,7 +48,11 @@ def encode_sample(
     text-only ablation). Raises SampleError or EmptyMaskError naming the uid.
     """
     encoded = encode_text(sample, processor, supervise=supervise, withhold_media=withhold_media)
-    return encoded if withhold_media else encoded._replace(pictures=decode_pictures(sample, processor))
+    if withhold_media:
+        return encoded
+    return encoded._replace(
+        pictures=decode_pictures(sample, processor), sounds=decode_sounds(sample, processor)
+    )
 
 
 def encode_text(
@@ -55,42 +63,48 @@ def encode_text(
     withhold_media: bool = False,
     max_tokens: int | None = None,
 ) -> Encoded:
-    """`encode_sample` without decoding the pictures (`pictures` is empty)."""
+    """`encode_sample` without decoding the media (`pictures` and `sounds` are empty)."""
     uid = sample["uid"]
-    frames = media_frames(sample)
+    media = media_order(sample, processor.hears)
     messages = scaffolded(sample["messages"], sample["sub_task"], processor.prompt)
+    if not processor.hears:
+        messages = [{**turn, "content": turn["content"].replace(AUDIO_TOKEN, "")} for turn in messages]
     if withhold_media:
-        frames = []
+        media = []
         messages = [
             {**turn, "content": _ANY_PLACEHOLDER.sub("", turn["content"]).rstrip()} for turn in messages
         ]
-    answer = sample["answer"] if supervise else None
     try:
-        turns = processor.render(messages, answer, frames)
+        answer = answer_text(sample) if supervise and sample["answer"] is not None else None
+        turns = processor.render(messages, answer, media)
     except ValueError as error:
         raise SampleError(f"{uid}: messages and media do not fit: {error}") from error
     labels = answer_labels(turns, uid, max_tokens) if supervise else [IGNORED] * len(turns.input_ids)
-    return Encoded(uid, turns.input_ids, labels, [], frames)
+    frames = [medium for medium in media if medium != SOUND]
+    return Encoded(uid, turns.input_ids, labels, [], frames, [], media.count(SOUND))
 
 
-def media_frames(sample: dict[str, Any]) -> list[int]:
-    """One entry a medium: 0 for a still picture, the number of frames for a video."""
-    frames = []
+def media_order(sample: dict[str, Any], hears: bool) -> list[int]:
+    """One entry a medium: 0 for a still picture, the number of frames for a video, SOUND for a sound (if it is heard)."""
+    order = []
     for medium in sample["media"] or []:
-        if medium["kind"] not in ("image", "video"):
-            raise SampleError(
-                f"{sample['uid']}: media of kind {medium['kind']!r} are not supported by this model"
-            )
+        if medium["kind"] not in PLACEHOLDERS:
+            raise SampleError(f"{sample['uid']}: media of kind {medium['kind']!r} are not known")
         if not medium["data"]:
-            raise SampleError(f"{sample['uid']}: a {medium['kind']} has no data")
-        frames.append(0 if medium["kind"] == "image" else len(medium["data"]))
-    return frames
+            raise SampleError(f"{sample['uid']}: {medium['kind']} without data")
+        if medium["kind"] != "audio":
+            order.append(0 if medium["kind"] == "image" else len(medium["data"]))
+        elif hears:
+            order.append(SOUND)
+    return order
 
 
 def decode_pictures(sample: dict[str, Any], processor: EmoLLMProcessor) -> list[Tensor]:
     """All pictures and frames of a row in order, each (3, H, W). Raises SampleError naming the uid."""
     pictures = []
     for position, medium in enumerate(sample["media"] or []):
+        if medium["kind"] == "audio":
+            continue
         for data in medium["data"][:1] if medium["kind"] == "image" else medium["data"]:
             try:
                 pictures.append(processor.picture(data))
@@ -99,18 +113,32 @@ def decode_pictures(sample: dict[str, Any], processor: EmoLLMProcessor) -> list[
     return pictures
 
 
+def decode_sounds(sample: dict[str, Any], processor: EmoLLMProcessor) -> list[Sound]:
+    """All sounds of a row in order; none for a model that does not hear. Raises SampleError naming the uid."""
+    if processor.sound is None:
+        return []
+    sounds = []
+    for position, medium in enumerate(sample["media"] or []):
+        if medium["kind"] == "audio":
+            try:
+                sounds.append(processor.sound(medium["data"][0]))
+            except ValueError as error:
+                raise SampleError(f"{sample['uid']}: media[{position}] cannot be decoded: {error}") from error
+    return sounds
+
+
 def collate(
     rows: Sequence[Encoded], pad_id: int, padding_side: Literal["right", "left"] = "right"
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """Pad rows to one batch: input_ids, attention_mask and labels (B, T); pixel_values (N, 3, H, W) and media_frames
-    where there are pictures."""
+    where there are pictures; the list `sounds` where there are any."""
     longest = max(len(row.input_ids) for row in rows)
 
     def padded(values: list[int], filler: int) -> list[int]:
         padding = [filler] * (longest - len(values))
         return values + padding if padding_side == "right" else padding + values
 
-    batch = {
+    batch: dict[str, Any] = {
         "input_ids": torch.tensor([padded(row.input_ids, pad_id) for row in rows]),
         "attention_mask": torch.tensor([padded([1] * len(row.input_ids), 0) for row in rows]),
         "labels": torch.tensor([padded(row.labels, IGNORED) for row in rows]),
@@ -119,4 +147,6 @@ def collate(
     if pictures:
         batch["pixel_values"] = torch.stack(pictures)
         batch["media_frames"] = torch.tensor([frames for row in rows for frames in row.media_frames])
+    if sounds := [sound for row in rows for sound in row.sounds]:
+        batch["sounds"] = sounds
     return batch

@@ -1,13 +1,13 @@
-"""Features of the frozen vision tower, computed once per picture and kept in memory.
+"""Features of the frozen towers, computed once per picture and sound and kept in memory.
 
-Pictures go through the tower one at a time, so a feature does not depend on what else is in the batch, on the number
+Pictures and sounds go through the tower one at a time, so a feature does not depend on what else is in the batch, on the number
 of workers, or on whether the run was resumed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -15,26 +15,37 @@ from torch import Tensor
 
 from dataset_build.progress import Progress
 from dataset_build.provenance import sha256_of_bytes
-from emollm.data.collate import decode_pictures
+from emollm.data.collate import decode_pictures, decode_sounds
 from emollm.data.loader import Corpus
 from emollm.model.emollm import EmoLLM
 from emollm.model.processor import EmoLLMProcessor
 
 
+class Features(NamedTuple):
+    """What the frozen towers make of a row's media: patch features (frames, P, D), pooled sounds (A, K, D); or None."""
+
+    patches: Tensor | None
+    heard: Tensor | None
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(part.numel() * part.element_size() for part in self if part is not None)
+
+
 class FeatureStore:
-    """Patch features (frames, P, D) by the digests of a row's media; at most `gib` of them are kept."""
+    """Features by the digests of a row's media; at most `gib` of them are kept."""
 
     def __init__(self, gib: float) -> None:
         self.limit_bytes = int(gib * 2**30)
         self.used_bytes = 0
-        self._kept: dict[str, Tensor] = {}
+        self._kept: dict[str, Features] = {}
 
-    def row(self, corpus: Corpus, number: int, model: EmoLLM, processor: EmoLLMProcessor) -> Tensor | None:
-        """Features of all pictures of a row, in order; None for a row without any."""
+    def row(self, corpus: Corpus, number: int, model: EmoLLM, processor: EmoLLMProcessor) -> Features:
+        """Features of all media of a row, in order."""
         row = corpus.row(number)
         key = media_key(row)
         if not key:
-            return None
+            return Features(None, None)
         if key not in self._kept:
             features = compute(row, model, processor)
             if not self._keep(key, features):
@@ -56,7 +67,7 @@ class FeatureStore:
             first.setdefault(media_key(corpus.row(number)), number)
         wanted = [(key, number) for key, number in sorted(first.items()) if key and key not in self._kept]
         mine = wanted[rank::world]
-        computed: dict[str, Tensor] = {}
+        computed: dict[str, Features] = {}
         if mine and rank == 0:
             with Progress("looking at pictures", total=len(mine), unit="media") as progress:
                 for key, number in mine:
@@ -74,8 +85,8 @@ class FeatureStore:
         ):
             self._keep(key, features)
 
-    def _keep(self, key: str, features: Tensor) -> bool:
-        size = features.numel() * features.element_size()
+    def _keep(self, key: str, features: Features) -> bool:
+        size = features.n_bytes
         if self.used_bytes + size > self.limit_bytes:
             return False
         self.used_bytes += size
@@ -91,11 +102,12 @@ def media_key(row: dict[str, Any]) -> str:
 
 
 @torch.no_grad()
-def compute(row: dict[str, Any], model: EmoLLM, processor: EmoLLMProcessor) -> Tensor:
-    """Patch features of a row's pictures, one forward pass each."""
+def compute(row: dict[str, Any], model: EmoLLM, processor: EmoLLMProcessor) -> Features:
+    """Features of a row's pictures and sounds, one forward pass each."""
     device = model.device
-    features = [
+    patches = [
         model.patch_features(picture.unsqueeze(0).to(device)).cpu()
         for picture in decode_pictures(row, processor)
     ]
-    return torch.cat(features)
+    sounds = decode_sounds(row, processor)
+    return Features(torch.cat(patches) if patches else None, model.heard(sounds).cpu() if sounds else None)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from dataset_build import ray_local, storage
 from dataset_build.progress import Progress
+from dataset_build.schema import option_texts
 from emollm.evaluate.plan import FEATURES, TEXT_ONLY, Plan, Shard
 from emollm.evaluate.protocol import EvaluationError, Row
 from emollm.evaluate.score import Answer
@@ -159,7 +160,9 @@ def make_scorer(model: Any, processor: Any, batch_size: int, features: PatchFeat
         batch = collate(encoded, processor.pad_id, padding_side="right")
         if "pixel_values" in batch:
             batch["patches"] = features.of(model, batch.pop("pixel_values"))
-        return {name: value.to(model.device) for name, value in batch.items()}
+        return {
+            name: value.to(model.device) if hasattr(value, "to") else value for name, value in batch.items()
+        }
 
     return Scorer(
         model,
@@ -179,7 +182,7 @@ def encode_prompts(samples: Sequence[dict[str, Any]], processor: Any, withhold_m
     for sample in samples:
         try:
             encoded = encode_sample(sample, processor, supervise=False, withhold_media=withhold_media)
-            options = list(sample["options"] or ())
+            options = option_texts(sample)
             ids = option_token_ids(options, processor.tokenizer, processor.end_id) if options else []
         except (ValueError, OSError) as error:
             raise EvaluationError(f"{sample['uid']}: cannot be put to the model: {error}") from error

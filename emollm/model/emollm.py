@@ -31,7 +31,8 @@ from transformers import (
 from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from emollm.config import FoundationConfig, LoRAConfig, MVPConfig, foundation_digest
+from emollm.config import FOUNDATION_PARTS, FoundationConfig, LoRAConfig, MVPConfig, foundation_digest
+from emollm.model.audio import Sound, audio_tower_from_config, hear
 from emollm.model.foundations import FAMILIES, FoundationError, Parts, check_vision, patch_features
 from emollm.model.projector import MVP, ContentPerspective, RelationPerspective, SceneProjection
 
@@ -47,7 +48,7 @@ class MediaMismatchError(ValueError):
 class EmoLLMConfig(PreTrainedConfig):
     """Configs of the two foundations, of MVP and LoRA, and how pictures enter the token sequence.
 
-    `foundations` is None where the folder holds all weights; otherwise {family, vision, language, digests}.
+    `foundations` is None where the folder holds all weights; otherwise {family, vision, language, audio, digests}.
     """
 
     model_type = "emollm"
@@ -62,6 +63,9 @@ class EmoLLMConfig(PreTrainedConfig):
     lora: dict | None = None
     image_token_id: int = -1
     image_size: int = 112
+    audio_config: dict | None = None  # of the Whisper encoder; None for a model that does not hear
+    audio_token_id: int = -1
+    tokens_per_audio: int = 16
     foundations: dict | None = None
 
 
@@ -86,12 +90,19 @@ class EmoLLM(PreTrainedModel, GenerationMixin):
                 AutoModel.from_config(config.vision_config),
                 AutoModelForCausalLM.from_config(config.text_config),
                 SceneProjection(vision_width, width),
+                audio_tower_from_config(config.audio_config) if config.audio_config else None,
             )
         self.vision_tower = parts.vision_tower
         self.language_model = parts.language_model
         mvp = MVPConfig(**(config.mvp or {}))
         self.projector = MVP(
             parts.scene, config.vision_config.hidden_size, config.text_config.hidden_size, **mvp.model_dump()
+        )
+        self.audio_tower = parts.audio_tower
+        self.audio_projector = (
+            SceneProjection(parts.audio_tower.config.d_model, config.text_config.hidden_size)
+            if parts.audio_tower is not None
+            else None
         )
         self.post_init()
         if config.lora is not None:
@@ -101,7 +112,7 @@ class EmoLLM(PreTrainedModel, GenerationMixin):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, MVP):
-            for out in (module.content_out, module.relation_out):
+            for out in (module.content_out, module.relation_out, module.time_out):
                 if out is not None:
                     nn.init.zeros_(out.weight)
         elif isinstance(module, ContentPerspective):
@@ -112,10 +123,15 @@ class EmoLLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def composed(
-        cls, foundation: FoundationConfig, mvp: MVPConfig, lora: LoRAConfig | None, image_token_id: int
+        cls,
+        foundation: FoundationConfig,
+        mvp: MVPConfig,
+        lora: LoRAConfig | None,
+        image_token_id: int,
+        audio_token_id: int = -1,
     ) -> EmoLLM:
         """A model from pretrained foundations. MVP and LoRA are as torch's current seed makes them."""
-        parts = FAMILIES[foundation.family](foundation.vision, foundation.language)
+        parts = FAMILIES[foundation.family](foundation.vision, foundation.language, foundation.audio)
         config = EmoLLMConfig(
             # Copies: PreTrainedModel resets the attention implementation in the configs it is given.
             vision_config=copy.deepcopy(parts.vision_tower.config),
@@ -124,6 +140,9 @@ class EmoLLM(PreTrainedModel, GenerationMixin):
             lora=lora.model_dump(mode="json") if lora else None,
             image_token_id=image_token_id,
             image_size=foundation.image_size,
+            audio_config=parts.audio_tower.config.to_diff_dict() if parts.audio_tower is not None else None,
+            audio_token_id=audio_token_id,
+            tokens_per_audio=foundation.tokens_per_audio,
             foundations=_reference(foundation),
         )
         model = cls(config, parts)
@@ -143,14 +162,20 @@ class EmoLLM(PreTrainedModel, GenerationMixin):
         """Features (N, P, D) of pictures (N, 3, side, side) from the vision tower; training may keep them."""
         return patch_features(self.vision_tower, pixel_values)
 
+    @torch.no_grad()
+    def heard(self, sounds: list[Sound]) -> Tensor:
+        """Pooled frames (A, K, D) of sounds from the frozen audio tower; training may keep them."""
+        if self.audio_tower is None:
+            raise MediaMismatchError("sounds came, but this model has no audio tower")
+        return hear(self.audio_tower, sounds, self.config.tokens_per_audio)
+
     def trained_names(self) -> set[str]:
-        """Names of the parameters that are not the foundations' own: MVP's, and LoRA's."""
-        return {
-            name for name, _ in self.named_parameters() if name.startswith("projector.") or ".lora_" in name
-        }
+        """Names of the parameters that are not the foundations' own: those of MVP, the audio projector and LoRA."""
+        own = ("projector.", "audio_projector.")
+        return {name for name, _ in self.named_parameters() if name.startswith(own) or ".lora_" in name}
 
     def freeze_foundations(self) -> None:
-        """Only MVP and LoRA learn."""
+        """Only MVP, the audio projector and LoRA learn."""
         trained = self.trained_names()
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name in trained)
@@ -167,6 +192,8 @@ class EmoLLM(PreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         media_frames: Tensor | Sequence[int] | None = None,
         patches: Tensor | None = None,
+        sounds: list[Sound] | None = None,
+        heard: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         supervised_only: bool = False,
         num_items_in_batch: Tensor | int | None = None,
@@ -176,13 +203,15 @@ class EmoLLM(PreTrainedModel, GenerationMixin):
 
         `pixel_values` (N, 3, side, side) holds all pictures and frames of the batch in order of appearance, or
         `patches` (N, P, D) their features. `media_frames` has one entry a medium: 0 for a still picture, n for a video
-        of n frames; None means stills only. `attention_mask` is (B, T), or (B, 1, T, T) and boolean for packed rows.
+        of n frames; None means stills only. `sounds` are those of the batch in order, or `heard` (A, K, D) their pooled
+        frames. `attention_mask` is (B, T), or (B, 1, T, T) and boolean for packed rows.
         With `supervised_only` the logits are those that predict a supervised token, (S, V), and no others are
         computed. `num_items_in_batch` divides the loss in place of the number of supervised tokens of this batch.
         Raises MediaMismatchError where pictures and places differ.
         """
         if inputs_embeds is None:
             inputs_embeds = self._embed(input_ids, pixel_values, patches, media_frames)
+            inputs_embeds = self._embed_sounds(input_ids, inputs_embeds, sounds, heard)
         plain_mask = attention_mask is not None and attention_mask.dim() == 2
         if attention_mask is not None and plain_mask and position_ids is None and past_key_values is None:
             # So that left padding gives the logits of right padding.
@@ -230,7 +259,8 @@ class EmoLLM(PreTrainedModel, GenerationMixin):
             raise ValueError("give input_ids or inputs_embeds")
         place_BT = input_ids == self.config.image_token_id
         # The image token has no embedding of its own (its id may lie beyond the table).
-        embeds_BTL = self.get_input_embeddings()(input_ids.masked_fill(place_BT, 0))
+        other_BT = place_BT | (input_ids == self.config.audio_token_id)
+        embeds_BTL = self.get_input_embeddings()(input_ids.masked_fill(other_BT, 0))
         places = int(place_BT.sum())
         if patches is None and pixel_values is not None and len(pixel_values):
             patches = self.patch_features(pixel_values)
@@ -253,11 +283,37 @@ class EmoLLM(PreTrainedModel, GenerationMixin):
             )
         return embeds_BTL.masked_scatter(place_BT.unsqueeze(-1), visual_ML.to(embeds_BTL.dtype))
 
+    def _embed_sounds(
+        self, input_ids: Tensor | None, embeds_BTL: Tensor, sounds: list[Sound] | None, heard: Tensor | None
+    ) -> Tensor:
+        if self.audio_projector is None:
+            return embeds_BTL
+        assert input_ids is not None
+        place_BT = input_ids == self.config.audio_token_id
+        if heard is None and sounds:
+            heard = self.heard(sounds)
+        tokens_XL = (
+            self.audio_projector(heard.to(embeds_BTL.dtype)).flatten(0, 1)
+            if heard is not None
+            else embeds_BTL[:0, 0]
+        )
+        if len(tokens_XL) != int(place_BT.sum()):
+            raise MediaMismatchError(
+                f"the sounds give {len(tokens_XL)} tokens, but input_ids leave {int(place_BT.sum())} places"
+            )
+        return embeds_BTL.masked_scatter(place_BT.unsqueeze(-1), tokens_XL.to(embeds_BTL.dtype))
+
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
         past = inputs.get("past_key_values")
         if past is not None and past.get_seq_length() > 0:
-            for name in ("pixel_values", "patches", "media_frames"):  # they went in with the prompt
+            for name in (
+                "pixel_values",
+                "patches",
+                "media_frames",
+                "sounds",
+                "heard",
+            ):  # they went in with the prompt
                 inputs.pop(name, None)
         return inputs
 
@@ -279,21 +335,20 @@ class EmoLLM(PreTrainedModel, GenerationMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> EmoLLM:  # type: ignore[override]
         """Load a folder that training or `export` wrote; float32, on the CPU, in evaluation mode.
 
-        `vision` and `language` point at the foundations where they have moved. Raises FoundationError where a
+        `vision`, `language` and `audio` point at the foundations where they have moved. Raises FoundationError where a
         foundation is missing or is not the one the model was trained on.
         """
-        vision, language = kwargs.pop("vision", None), kwargs.pop("language", None)
+        given = {part: kwargs.pop(part, None) for part in FOUNDATION_PARTS}
         config = kwargs.get("config") or EmoLLMConfig.from_pretrained(pretrained_model_name_or_path)
         if config.foundations is None:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         folder = Path(pretrained_model_name_or_path)
         reference = dict(config.foundations)
-        given = {"vision": vision, "language": language}
-        for part in ("vision", "language"):
-            reference[part] = _find_foundation(
-                part, given[part] or reference[part], reference["digests"][part]
-            )
-        parts = FAMILIES[reference["family"]](reference["vision"], reference["language"])
+        for part, digest in reference["digests"].items():
+            reference[part] = _find_foundation(part, given[part] or reference[part], digest)
+        parts = FAMILIES[reference["family"]](
+            reference["vision"], reference["language"], reference.get("audio")
+        )
         model = cls(config, parts)
         _load_trained(model, folder / TRAINED_FILE)
         model.generation_config = GenerationConfig.from_pretrained(folder)
@@ -329,8 +384,10 @@ def _inject_lora(language_model: PreTrainedModel, lora: LoRAConfig) -> None:
 
 def _reference(foundation: FoundationConfig) -> dict[str, Any]:
     reference: dict[str, Any] = {"family": foundation.family, "digests": {}}
-    for part in ("vision", "language"):
+    for part in FOUNDATION_PARTS:
         path = getattr(foundation, part)
+        if path is None:
+            continue
         reference[part] = str(Path(path).resolve()) if Path(path).is_dir() else path
         reference["digests"][part] = foundation_digest(path)
     return reference

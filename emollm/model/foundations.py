@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
+from emollm.model.audio import load_audio_tower
 from emollm.model.projector import SceneProjection
 
 
@@ -25,11 +26,13 @@ class FoundationError(ValueError):
 
 
 class Parts(NamedTuple):
-    """Pretrained parts in float32. `scene` maps (N, P, vision width) to (N, P, language width)."""
+    """Pretrained parts in float32. `scene` maps (N, P, vision width) to (N, P, language width); `audio_tower` is a
+    Whisper encoder, or None for a model that does not hear."""
 
     vision_tower: PreTrainedModel
     language_model: PreTrainedModel
     scene: nn.Module
+    audio_tower: PreTrainedModel | None = None
 
 
 class PictureSettings(NamedTuple):
@@ -39,8 +42,8 @@ class PictureSettings(NamedTuple):
     std: tuple[float, ...]
 
 
-def composed(vision: str, language: str) -> Parts:
-    """A vision tower and a causal language model from two transformers folders (or hub names)."""
+def composed(vision: str, language: str, audio: str | None = None) -> Parts:
+    """A vision tower, a causal language model and, if named, a Whisper encoder from transformers folders or hub names."""
     vision_config = read_config(vision, "vision tower")
     vision_config = getattr(vision_config, "vision_config", vision_config)
     check_vision(vision_config)
@@ -49,10 +52,10 @@ def composed(vision: str, language: str) -> Parts:
     tower = AutoModel.from_pretrained(_there(vision), config=vision_config, dtype=torch.float32)
     language_model = AutoModelForCausalLM.from_pretrained(_there(language), dtype=torch.float32)
     scene = SceneProjection(vision_config.hidden_size, language_model.config.hidden_size)
-    return Parts(tower, language_model, scene)
+    return Parts(tower, language_model, scene, load_audio_tower(_there(audio)) if audio else None)
 
 
-FAMILIES: dict[str, Callable[[str, str], Parts]] = {"composed": composed}
+FAMILIES: dict[str, Callable[[str, str, str | None], Parts]] = {"composed": composed}
 
 
 def read_config(path: str, role: str) -> Any:

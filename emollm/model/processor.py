@@ -20,11 +20,15 @@ from transformers import AutoProcessor, AutoTokenizer, BatchEncoding
 
 from dataset_build.media import open_picture
 from dataset_build.schema import PLACEHOLDERS
+from emollm.model.audio import SoundReader
 from emollm.model.emollm import EmoLLMConfig
 
 SETTINGS_FILE = "processor_config.json"
 IMAGE_TOKEN = PLACEHOLDERS["image"]
 VIDEO_TOKEN = PLACEHOLDERS["video"]
+AUDIO_TOKEN = PLACEHOLDERS["audio"]
+# What a medium is to the prompt: 0 a still picture, n a video of n frames, SOUND a sound.
+SOUND = -1
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -56,16 +60,27 @@ class EmoLLMProcessor:
         image_std: Sequence[float] = (0.229, 0.224, 0.225),
         tokens_per_image: int = 16,
         tokens_per_frame: int = 4,
+        tokens_per_audio: int = 0,
+        mel_bins: int = 80,
+        audio_window_frames: int = 1500,
         prompt: Literal["direct", "emoprompt"] = "direct",
     ) -> None:
+        """`tokens_per_audio` is 0 for a model that does not hear; `mel_bins` and `audio_window_frames` are those of its
+        Whisper encoder."""
         self.tokenizer = tokenizer
         self.image_size = image_size
         self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
         self.tokens_per_image, self.tokens_per_frame = tokens_per_image, tokens_per_frame
+        self.tokens_per_audio = tokens_per_audio
+        self.mel_bins, self.audio_window_frames = mel_bins, audio_window_frames
+        self.sound = SoundReader(mel_bins, audio_window_frames) if tokens_per_audio else None
         self.prompt: Literal["direct", "emoprompt"] = prompt
         if IMAGE_TOKEN not in tokenizer.get_vocab():
             tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
+        if tokens_per_audio and AUDIO_TOKEN not in tokenizer.get_vocab():
+            tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN, AUDIO_TOKEN]})
         self.image_token_id: int = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        self.audio_token_id: int = tokenizer.convert_tokens_to_ids(AUDIO_TOKEN) if tokens_per_audio else -1
         self.end_id = tokenizer.convert_tokens_to_ids(_END_OF_TURN)
         if self.end_id is None or self.end_id == tokenizer.unk_token_id:
             raise ValueError(f"the tokenizer of {tokenizer.name_or_path} has no token {_END_OF_TURN}")
@@ -91,16 +106,19 @@ class EmoLLMProcessor:
         )
         return self.text_ids(text, []) if tokenize else text
 
-    def render(
-        self, messages: Sequence[dict[str, str]], answer: str | None, media_frames: Sequence[int]
-    ) -> Turns:
+    @property
+    def hears(self) -> bool:
+        """Whether sounds are put to the model; if not, they and their placeholders are left out."""
+        return self.tokens_per_audio > 0
+
+    def render(self, messages: Sequence[dict[str, str]], answer: str | None, media: Sequence[int]) -> Turns:
         """Token ids of the chat, up to `Answer:`, and of ` answer` with the end of turn behind it if given.
 
-        `media_frames` has one entry a placeholder: 0 for a still picture, n for a video of n frames. The answer is
+        `media` has one entry a placeholder: 0 for a still picture, n for a video of n frames, SOUND. The answer is
         encoded by itself and appended, so its span is known by construction.
         """
         prompt = self.apply_chat_template(messages, add_generation_prompt=True)
-        ids = self.text_ids(str(prompt), media_frames)
+        ids = self.text_ids(str(prompt), media)
         if answer is None:
             return Turns(ids, None)
         answer_ids = self.answer_ids(answer)
@@ -110,31 +128,39 @@ class EmoLLMProcessor:
         """The supervised tokens: the answer behind a space, and the end of the turn."""
         return [*self.tokenizer.encode(f" {answer}", add_special_tokens=False), self.end_id]
 
-    def text_ids(self, text: str, media_frames: Sequence[int]) -> list[int]:
-        """Ids of `text`; each `<image>` and `<video>` becomes its number of image tokens."""
+    def text_ids(self, text: str, media: Sequence[int]) -> list[int]:
+        """Ids of `text`; each placeholder becomes as many image or audio tokens as its medium has."""
         ids: list[int] = []
-        media = iter(media_frames)
+        left = list(reversed(media))
         position = 0
         while position < len(text):
-            found = [(text.find(token, position), token) for token in (IMAGE_TOKEN, VIDEO_TOKEN)]
+            tokens = (IMAGE_TOKEN, VIDEO_TOKEN, AUDIO_TOKEN) if self.hears else (IMAGE_TOKEN, VIDEO_TOKEN)
+            found = [(text.find(token, position), token) for token in tokens]
             start, token = min(((at, name) for at, name in found if at >= 0), default=(len(text), ""))
             if start > position:
                 ids += self.tokenizer.encode(text[position:start], add_special_tokens=False)
             if token:
-                ids += [self.image_token_id] * self._tokens_of(token, next(media, None))
+                ids += self._media_ids(token, left.pop() if left else None)
             position = start + len(token)
-        if (left := sum(1 for _ in media)) > 0:
-            raise ValueError(f"{left} media have no placeholder in the text {text[:80]!r}")
+        if left:
+            raise ValueError(f"{len(left)} media have no placeholder in the text {text[:80]!r}")
         return ids
 
-    def _tokens_of(self, placeholder: str, frames: int | None) -> int:
-        if frames is None:
+    def _media_ids(self, placeholder: str, medium: int | None) -> list[int]:
+        if medium is None:
             raise ValueError(f"a {placeholder} placeholder has no medium")
-        if (placeholder == VIDEO_TOKEN) != (frames > 0):
-            raise ValueError(
-                f"a {placeholder} placeholder stands for {'a video' if frames else 'a still picture'}"
-            )
-        return frames * self.tokens_per_frame if frames else self.tokens_per_image
+        fitting, is_a = (
+            (AUDIO_TOKEN, "a sound")
+            if medium == SOUND
+            else (VIDEO_TOKEN, "a video")
+            if medium
+            else (IMAGE_TOKEN, "a still picture")
+        )
+        if placeholder != fitting:
+            raise ValueError(f"a {placeholder} placeholder stands for {is_a}")
+        if medium == SOUND:
+            return [self.audio_token_id] * self.tokens_per_audio
+        return [self.image_token_id] * (medium * self.tokens_per_frame if medium else self.tokens_per_image)
 
     def decode(self, ids: Any, **kwargs: Any) -> str:
         return self.tokenizer.decode(ids, **kwargs)
@@ -178,6 +204,9 @@ class EmoLLMProcessor:
             "image_std": list(self.image_std),
             "tokens_per_image": self.tokens_per_image,
             "tokens_per_frame": self.tokens_per_frame,
+            "tokens_per_audio": self.tokens_per_audio,
+            "mel_bins": self.mel_bins,
+            "audio_window_frames": self.audio_window_frames,
             "prompt": self.prompt,
         }
 

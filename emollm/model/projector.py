@@ -4,7 +4,9 @@ Shape suffixes: N pictures (or frames) of a batch, P patches of one picture (a s
 vision tower, C inner width, H heads, Z = C / H, K content queries, E edges of one patch, M visual tokens of the batch
 (patches averaged to a smaller grid), L width of the language model.
 
-    h = scene + content · W_c + relation · W_r          with W_c and W_r starting at zero
+    h = scene + content · W_c + relation · W_r + time · W_t         with W_c, W_r and W_t starting at zero
+
+(`time` is the place of a frame in its video as sinusoids; still pictures have none.)
 
 so that at step 0 the result is exactly the scene, which for an attached model is its foundation's own projection.
 """
@@ -43,16 +45,30 @@ class Perspectives(NamedTuple):
     scene_ML: Tensor
     content_ML: Tensor | None
     relation_ML: Tensor | None
+    time_ML: Tensor | None
 
 
 class SceneProjection(nn.Module):
-    """The composed family's own projection of every token: LayerNorm, two layers with GELU (as in LLaVA-1.5)."""
+    """The composed family's own projection of every token: LayerNorm, two layers with GELU (as in LLaVA-1.5).
 
-    def __init__(self, vision_width: int, language_width: int) -> None:
+    Sounds have one of their own of the same make.
+    """
+
+    def __init__(self, tower_width: int, language_width: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(vision_width)
-        self.up = nn.Linear(vision_width, language_width)
+        self.norm = nn.LayerNorm(tower_width)
+        self.up = nn.Linear(tower_width, language_width)
         self.down = nn.Linear(language_width, language_width)
+
+    def reset_parameters(self, scale: float | None = None) -> None:
+        """Initialise from torch's current seed; `scale`, where given, is the root mean square of the output."""
+        self.norm.reset_parameters()
+        for layer in (self.up, self.down):
+            nn.init.normal_(layer.weight, std=1 / math.sqrt(layer.in_features))
+            nn.init.zeros_(layer.bias)
+        if scale is not None:
+            with torch.no_grad():  # the GELU of a standard normal has a root mean square of 0.652
+                self.down.weight *= scale / 0.652
 
     def forward(self, tokens_MD: Tensor) -> Tensor:
         return self.down(nn.functional.gelu(self.up(self.norm(tokens_MD))))
@@ -143,6 +159,7 @@ class MVP(nn.Module):
         *,
         content: bool = True,
         relation: bool = True,
+        time: bool = True,
         width: int = 128,
         heads: int = 4,
         content_queries: int = 8,
@@ -161,6 +178,7 @@ class MVP(nn.Module):
         self.content_out = nn.Linear(width, language_width, bias=False) if content else None
         self.relation = RelationPerspective(vision_width, width, heads) if relation else None
         self.relation_out = nn.Linear(width, language_width, bias=False) if relation else None
+        self.time_out = nn.Linear(width, language_width, bias=False) if time else None
 
     def reset_parameters(self, seeded: Callable[[str], object], scene_rms: float | None = None) -> None:
         """Initialise every part from its own seed, so that switching one off leaves the others as they were.
@@ -171,13 +189,9 @@ class MVP(nn.Module):
         """
         if isinstance(self.scene, SceneProjection):
             seeded("scene")
-            self.scene.norm.reset_parameters()
-            for layer in (self.scene.up, self.scene.down):
-                nn.init.normal_(layer.weight, std=1 / math.sqrt(layer.in_features))
-                nn.init.zeros_(layer.bias)
-            if scene_rms is not None:
-                with torch.no_grad():  # the GELU of a standard normal has a root mean square of 0.652
-                    self.scene.down.weight *= scene_rms / 0.652
+            self.scene.reset_parameters(scene_rms)
+        if self.time_out is not None:
+            nn.init.zeros_(self.time_out.weight)
         for name in ("content", "relation"):
             part, out = getattr(self, name), getattr(self, f"{name}_out")
             if part is None:
@@ -193,15 +207,34 @@ class MVP(nn.Module):
         if self.relation is not None and self.relation_out is not None:
             edges = patch_graph(patches_NPD, self.neighbours, media_frames)
             relation_ML = self.relation_out(self.pool(self.relation(patches_NPD, edges), media_frames))
-        return Perspectives(self.scene(self.pool(patches_NPD, media_frames)), content_ML, relation_ML)
+        time_ML = self._time(media_frames, len(patches_NPD))
+        scene_ML = self.scene(self.pool(patches_NPD, media_frames))
+        return Perspectives(scene_ML, content_ML, relation_ML, time_ML)
+
+    def _time(self, media_frames: Sequence[int] | None, pictures: int) -> Tensor | None:
+        """When each visual token was seen, projected; zero rows for still pictures. None where it is switched off."""
+        if self.time_out is None:
+            return None
+        rows = []
+        for frames in media_frames or [0] * pictures:
+            if frames:
+                places_F = torch.arange(frames, dtype=torch.float32)
+                rows.append(
+                    sinusoids(places_F, self.time_out.in_features).repeat_interleave(
+                        self.tokens_per_frame, dim=0
+                    )
+                )
+            else:
+                rows.append(torch.zeros(self.tokens_per_image, self.time_out.in_features))
+        weight = self.time_out.weight
+        return self.time_out(torch.cat(rows).to(weight.device, weight.dtype))
 
     def forward(self, patches_NPD: Tensor, media_frames: Sequence[int] | None = None) -> Tensor:
         views = self.perspectives(patches_NPD, media_frames)
         h_ML = views.scene_ML
-        if views.content_ML is not None:
-            h_ML = h_ML + views.content_ML
-        if views.relation_ML is not None:
-            h_ML = h_ML + views.relation_ML
+        for part_ML in views[1:]:
+            if part_ML is not None:
+                h_ML = h_ML + part_ML
         return h_ML
 
     @torch.no_grad()
@@ -211,7 +244,11 @@ class MVP(nn.Module):
         scene = views.scene_ML.norm()
         return {
             name: float(part.norm() / scene)
-            for name, part in (("content", views.content_ML), ("relation", views.relation_ML))
+            for name, part in (
+                ("content", views.content_ML),
+                ("relation", views.relation_ML),
+                ("time", views.time_ML),
+            )
             if part is not None
         }
 
@@ -226,6 +263,14 @@ class MVP(nn.Module):
             parts.append(average_patches(x_NPX[start : start + count], tokens).flatten(0, 1))
             start += count
         return torch.cat(parts)
+
+
+def sinusoids(places_F: Tensor, width: int) -> Tensor:
+    """Sine and cosine of each place at `width / 2` wavelengths from 2π to 20,000π (arXiv 1706.03762, 3.5). → (F, width)"""
+    half = width // 2
+    rate_H = 10_000.0 ** (-torch.arange(half, dtype=torch.float32) / half)
+    angle_FH = places_F[:, None] * rate_H
+    return nn.functional.pad(torch.cat([angle_FH.sin(), angle_FH.cos()], dim=1), (0, width - 2 * half))
 
 
 def average_patches(x_NPX: Tensor, tokens: int) -> Tensor:

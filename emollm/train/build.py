@@ -19,6 +19,14 @@ def initial_processor(recipe: TrainRecipe) -> EmoLLMProcessor:
 
     vision_config = read_config(recipe.foundation.vision, "vision tower")
     settings = PICTURES[getattr(vision_config, "vision_config", vision_config).model_type]
+    sound = {}
+    if recipe.foundation.audio:
+        audio_config = read_config(recipe.foundation.audio, "audio encoder")
+        sound = {
+            "tokens_per_audio": recipe.foundation.tokens_per_audio,
+            "mel_bins": audio_config.num_mel_bins,
+            "audio_window_frames": audio_config.max_source_positions,
+        }
     return EmoLLMProcessor(
         AutoTokenizer.from_pretrained(recipe.foundation.language),
         image_size=recipe.foundation.image_size,
@@ -27,6 +35,7 @@ def initial_processor(recipe: TrainRecipe) -> EmoLLMProcessor:
         tokens_per_image=recipe.mvp.tokens_per_image,
         tokens_per_frame=recipe.mvp.tokens_per_frame,
         prompt=recipe.prompt,
+        **sound,
     )
 
 
@@ -36,13 +45,18 @@ def initial_model(recipe: TrainRecipe, seed: int) -> tuple[EmoLLM, EmoLLMProcess
     The foundations are frozen. Every part has its own seed, so that ablating one perspective leaves the others alone.
     """
     processor = initial_processor(recipe)
-    model = EmoLLM.composed(recipe.foundation, recipe.mvp, recipe.lora, processor.image_token_id)
+    model = EmoLLM.composed(
+        recipe.foundation, recipe.mvp, recipe.lora, processor.image_token_id, processor.audio_token_id
+    )
     model.generation_config.eos_token_id = processor.end_id
     model.generation_config.pad_token_id = processor.pad_id
     with torch.random.fork_rng(devices=[]):
         embeddings_VL: torch.Tensor = model.get_input_embeddings().weight.data  # type: ignore[assignment]
         scene_rms = float(embeddings_VL.float().pow(2).mean().sqrt())
         model.projector.reset_parameters(lambda name: torch.manual_seed(part_seed(seed, name)), scene_rms)
+        if model.audio_projector is not None:
+            torch.manual_seed(part_seed(seed, "audio"))
+            model.audio_projector.reset_parameters(scene_rms)
         for name, parameter in model.named_parameters():
             if ".lora_A." in name:
                 torch.manual_seed(part_seed(seed, name))

@@ -69,7 +69,7 @@ def make_engine(model: EmoLLM, config: DeepSpeedConfig, tune: TuneConfig, accumu
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     groups = [
         {
-            "params": [p for name, p in named if name.startswith("projector.") == is_projector],
+            "params": [p for name, p in named if (".lora_" not in name) == is_projector],
             "lr": rate,
             "base_lr": rate,
         }

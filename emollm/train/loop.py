@@ -20,7 +20,7 @@ from dataset_build import storage
 from dataset_build.provenance import sha256_of_file
 from emollm.config import TrainRecipe
 from emollm.data.collate import Encoded
-from emollm.data.features import FeatureStore
+from emollm.data.features import Features, FeatureStore
 from emollm.data.loader import Corpus, Step, plan_training, read_digest, training_table
 from emollm.data.masking import IGNORED
 from emollm.data.packing import first_fit, pack
@@ -53,8 +53,11 @@ class Fold(NamedTuple):
     rank: int
     world: int
 
-    def row_features(self, number: int) -> Tensor | None:
+    def row_features(self, number: int) -> Features:
         return self.features.row(self.corpus, number, self.model, self.processor)
+
+    def row_patches(self, number: int) -> Tensor | None:
+        return self.row_features(number).patches
 
 
 def fold_folder(recipe: TrainRecipe, fold: int) -> str:
@@ -170,7 +173,7 @@ def align_fold(state: Fold) -> list[float]:
     """Stage 1; the loss of every step."""
     started = time.monotonic()
     losses = align(
-        state.model, state.processor, state.corpus, state.row_features, state.recipe.align, state.recipe.seed
+        state.model, state.processor, state.corpus, state.row_patches, state.recipe.align, state.recipe.seed
     )
     if losses and state.rank == 0:
         print(
@@ -282,10 +285,12 @@ def make_batch(state: Fold, rows: Sequence[int]) -> dict[str, Any]:
     bins = first_fit([len(row.input_ids) for row in encoded], capacity)
     batch: dict[str, Any] = pack(encoded, bins, state.processor.pad_id)
     order = [i for one in bins for i in one]
-    found = [features for i in order if (features := state.row_features(rows[i])) is not None]
-    if found:
-        batch["patches"] = torch.cat(found)
+    found = [state.row_features(rows[i]) for i in order]
+    if patches := [features.patches for features in found if features.patches is not None]:
+        batch["patches"] = torch.cat(patches)
         batch["media_frames"] = [frames for i in order for frames in encoded[i].media_frames]
+    if heard := [features.heard for features in found if features.heard is not None]:
+        batch["heard"] = torch.cat(heard)
     return {
         name: value.to(state.model.device) if isinstance(value, Tensor) else value
         for name, value in batch.items()
@@ -361,6 +366,6 @@ def measure_perspectives(state: Fold, weights: dict[str, Tensor], most: int = 64
     )
     numbers = [n for n in range(len(state.corpus)) if state.corpus.encoded[n].media_frames]
     chosen = numbers[:: max(1, len(numbers) // most)][:most]
-    found = [features for n in chosen if (features := state.row_features(n)) is not None]
+    found = [patches for n in chosen if (patches := state.row_patches(n)) is not None]
     frames = [count for n in chosen for count in state.corpus.encoded[n].media_frames]
     return projector.opened(torch.cat(found), frames) if found else {}

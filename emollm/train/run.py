@@ -10,7 +10,7 @@ from typing import Any
 from dataset_build import storage
 from dataset_build.progress import duration
 from dataset_build.provenance import code_version, sha256_of_file, sha256_of_json
-from emollm.config import TrainRecipe, train_inputs_digest
+from emollm.config import FOUNDATION_PARTS, TrainRecipe, train_inputs_digest
 from emollm.data.loader import DataError, available_folds, epoch_rows, read_digest, training_table
 
 SCHEMA_VERSION = "1.0"
@@ -20,8 +20,9 @@ WEIGHT_SUFFIXES = (".safetensors",)
 
 def with_absolute_paths(recipe: TrainRecipe) -> TrainRecipe:
     """The recipe with local paths made absolute, because workers run in folders of their own."""
+    named = {part: getattr(recipe.foundation, part) for part in FOUNDATION_PARTS}
     foundation = recipe.foundation.model_copy(
-        update={part: _absolute(getattr(recipe.foundation, part)) for part in ("vision", "language")}
+        update={part: _absolute(path) for part, path in named.items() if path is not None}
     )
     places = {"data": _absolute(recipe.data), "out": str(Path(recipe.out).resolve())}
     return recipe.model_copy(update={"foundation": foundation, **places})
@@ -178,6 +179,11 @@ def describe(recipe: TrainRecipe) -> str:
         mvp=recipe.mvp.model_dump(),
         lora=recipe.lora.model_dump(mode="json") if recipe.lora else None,
         image_size=recipe.foundation.image_size,
+        audio_config=(
+            read_config(recipe.foundation.audio, "audio encoder").to_diff_dict()
+            if recipe.foundation.audio
+            else None
+        ),
     )
     with torch.device("meta"):
         model = EmoLLM(config)

@@ -129,7 +129,7 @@ def test_packed_and_padded_batches_give_the_same_loss_and_gradients(tiny_recipe:
         model.zero_grad()
         loss = model(**batch, supervised_only=True).loss
         loss.backward()
-        return float(loss), [p.grad.clone() for p in model.parameters() if p.requires_grad]
+        return float(loss.detach()), [p.grad.clone() for p in model.parameters() if p.requires_grad]
 
     padded = loss_and_gradients(collate(rows, processor.pad_id))
     for capacity in (0, 200, 100_000):

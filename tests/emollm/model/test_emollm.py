@@ -57,7 +57,7 @@ def test_mvp_around_a_foundation_s_own_projection_changes_nothing_at_step_0() ->
     assert all(torch.equal(a, b) for a, b in zip(before, scene.parameters()))
     patches = torch.randn(3, 16, 8)
     assert torch.equal(mvp(patches).view(3, 16, 12), scene(patches))
-    assert mvp.opened(patches) == {"content": 0.0, "relation": 0.0}
+    assert mvp.opened(patches) == {"content": 0.0, "relation": 0.0, "time": 0.0}
 
 
 @torch.no_grad()

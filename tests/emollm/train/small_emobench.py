@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import random
+import wave
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +33,34 @@ def picture(label: str, seed: int, side: int = 32) -> bytes:
     return stream.getvalue()
 
 
+def sound(seconds: float, hz: float = 440.0) -> bytes:
+    """A 16 kHz mono WAV file with a tone."""
+    stream = io.BytesIO()
+    with wave.open(stream, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        times = range(round(16_000 * seconds))
+        file.writeframes(
+            b"".join(
+                round(8000 * math.sin(2 * math.pi * hz * t / 16_000)).to_bytes(2, "little", signed=True)
+                for t in times
+            )
+        )
+    return stream.getvalue()
+
+
 def sample(
-    number: int, *, fold: int | None, split: str, label: str, frames: int = 0, **changes: Any
+    number: int,
+    *,
+    fold: int | None,
+    split: str,
+    label: str,
+    frames: int = 0,
+    sound_s: float = 0.0,
+    **changes: Any,
 ) -> dict[str, Any]:
-    """One row with the columns of `sample_schema()`."""
+    """One row with the columns of `sample_schema()`; a video may have sound."""
     order = list(LABELS)
     random.Random(number).shuffle(order)
     lettered = " ".join(f"({chr(65 + i)}) {option}" for i, option in enumerate(order))
@@ -43,14 +69,18 @@ def sample(
         "kind": "video" if frames else "image", "data": data, "sha256": sha256_of_bytes(b"".join(data)),
         "phash": f"{number:016x}", "width": 32, "height": 32, "duration_s": None, "fps": None, "sample_rate": None,
     }  # fmt: skip
+    heard = [
+        {**media, "kind": "audio", "data": [sound(sound_s, 200 + 20 * number)], "width": 0, "height": 0, "sample_rate": 16_000}
+    ] if sound_s else []  # fmt: skip
+    places = ("<video>" if frames else "<image>") + "<audio>" * len(heard)
     words = "Which emotion does this show?" + " Choose the feeling you see." * (number % 3)
     row: dict[str, Any] = dict.fromkeys(sample_schema().names)
     row |= {
         "uid": f"drawn/all/{number:04d}", "source": "drawn", "sub_task": "emo_c", "split": split, "fold": fold,
         "messages": [
-            {"role": "user", "content": f"{words}\nOptions: {lettered}\n{'<video>' if frames else '<image>'}"}
+            {"role": "user", "content": f"{words}\nOptions: {lettered}\n{places}"}
         ],
-        "options": order, "answer": label, "other_answers": [], "media": [media],
+        "options": order, "answer": label, "other_answers": [], "media": [media, *heard],
         "group_keys": {"emoji": str(number)}, "demonstration": False, "n_text_tokens": None,
         "provenance": dict.fromkeys(
             ("adapter_version", "media_settings", "template_id", "label_rule", "native_label", "licence_tag"), "test"
@@ -60,7 +90,8 @@ def sample(
 
 
 def write_emobench(folder: Path, rows: int = 32, folds: int = 2) -> Path:
-    """Write a finished EmoBench; every fifth row is a video of two frames, every seventh has no fold."""
+    """Write a finished EmoBench; every fifth row is a video of two frames, some with sound; every seventh row has
+    no fold."""
     samples = []
     for number in range(rows):
         free = number % 7 == 6
@@ -70,7 +101,7 @@ def write_emobench(folder: Path, rows: int = 32, folds: int = 2) -> Path:
         samples.append(
             sample(
                 number, fold=fold, split=split, label=LABELS[(number // folds) % len(LABELS)],
-                frames=2 if number % 5 == 4 else 0, source=source, uid=f"{source}/all/{number:04d}",
+                frames=2 if number % 5 == 4 else 0, sound_s=0.7 if number % 15 == 9 else 0.0, source=source, uid=f"{source}/all/{number:04d}",
             )
         )  # fmt: skip
     files = {}
