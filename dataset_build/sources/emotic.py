@@ -75,28 +75,30 @@ class Options(base.EmotionOptions):
 def read(root: str, options: Options) -> Iterator[Record | Reject]:
     path = readers.find(root, "Annotations/Annotations.mat", "annotations/Annotations.mat", "Annotations.mat")
     top = "emotic/" if readers.exists(root, "emotic") else ""
-    splits = matlab.load(root, path, "train", "val", "test")
     seen: Counter[str] = (
         Counter()
     )  # people so far, by split and picture: a picture may be listed again with others
-    for split, pictures in splits.items():
-        if not isinstance(pictures, list):
-            pictures = [pictures]
-        for number, picture in enumerate(pictures, 1):
+    for split in ("train", "val", "test"):
+        for number, picture in enumerate(matlab.structs(root, path, split), 1):
             yield from _picture(f"{path} {split}({number})", top, split, number, picture, seen, options)
 
 
 def _picture(
-    where: str, top: str, split: str, number: int, picture: Any, seen: Counter[str], options: Options
+    where: str,
+    top: str,
+    split: str,
+    number: int,
+    picture: dict[str, Any],
+    seen: Counter[str],
+    options: Options,
 ) -> Iterator[Record | Reject]:
-    fields = picture if isinstance(picture, dict) else {}
-    folder, name, people = fields.get("folder"), fields.get("filename"), fields.get("person")
+    folder, name, people = (picture.get(field) for field in ("folder", "filename", "person"))
     if (
         not (isinstance(folder, str) and folder and isinstance(name, str) and name)
         or not isinstance(people, list)
         or not people
     ):
-        detail = f"{where}: expected a struct with filename, folder and at least one person, found {sorted(fields)}"
+        detail = f"{where}: expected a struct with filename, folder and at least one person, found {sorted(picture)}"
         yield from emotion_rows.refused(f"{NAME}/{split}/row-{number}", split, options, "bad_row", detail)
         return
     native_id = f"{folder}/{name}"
