@@ -34,14 +34,14 @@ MAX_INTEGER_BITS = 4096
 
 _DTYPE = re.compile(r"[<>=|]?(\?|b1|[iuf](1|2|4|8)|f16|c(8|16)|[SUO][0-9]{0,9})", re.ASCII)
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
-# Left out: calls of classes (NEWOBJ, INST, OBJ), persistent ids, extension codes, out-of-band and growing buffers, DUP.
+# Left out: calls of classes (NEWOBJ, INST, OBJ), persistent ids, extension codes, out-of-band buffers, DUP.
 _INSTRUCTIONS = re.findall(
     r"\w+",
     """
     MARK STOP POP POP_MARK PROTO FRAME NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
     STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8
-    EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT DICT SETITEM SETITEMS EMPTY_SET
-    ADDITEMS FROZENSET PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD
+    BYTEARRAY8 EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT DICT SETITEM SETITEMS
+    EMPTY_SET ADDITEMS FROZENSET PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD
     """,
 )
 
@@ -162,6 +162,8 @@ _NAMES: dict[tuple[str, str], _Call] = {
     ("_codecs", "encode"): _Call(_encode),
     ("collections", "OrderedDict"): _Call(_pairs),
     **{(module, "set"): _Call(_unique) for module in ("builtins", "__builtin__")},
+    # Without arguments only: how the first protocols spell b"".
+    **{(module, "bytes"): _Call(lambda: b"") for module in ("builtins", "__builtin__")},
     **{
         (module, "frozenset"): _Call(lambda values=(): _unique(values, frozenset))
         for module in ("builtins", "__builtin__")
@@ -188,6 +190,7 @@ class _Machine(pickle._Unpickler):  # type: ignore[misc, name-defined]  # the on
 
     stack: list[Any]
     metastack: list[list[Any]]
+    read: Callable[[int], bytes]
 
     def __init__(self, data: bytes) -> None:
         super().__init__(io.BytesIO(data), encoding="latin1")
@@ -212,6 +215,11 @@ class _Machine(pickle._Unpickler):  # type: ignore[misc, name-defined]  # the on
             raise pickle.UnpicklingError(f"it changes the inside of a {type(unfinished).__name__}")
         unfinished.build(state)
         self.stack[-1] = _finished(unfinished)
+
+    def buffer(self) -> None:
+        """BYTEARRAY8 as bytes; the library makes room for what is announced before it looks for it."""
+        size = int.from_bytes(self.read(8), "little")
+        self.stack.append(self.read(size))
 
     def get(self, load: Callable[[Any], None]) -> None:
         load(self)
@@ -262,6 +270,7 @@ def _check_instructions() -> None:
     wrap("FROZENSET", _Machine.keyed, 1)
     table[pickle.REDUCE[0]] = _Machine.reduce
     table[pickle.BUILD[0]] = _Machine.build
+    table[pickle.BYTEARRAY8[0]] = _Machine.buffer
     for code, load in list(table.items()):
         table[code] = _counted(load)
 

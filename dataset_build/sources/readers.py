@@ -51,9 +51,10 @@ def find(root: str, *candidates: str, what: str = "annotation file") -> str:
     for candidate in candidates:
         if exists(root, candidate):
             return candidate
+    linked = next((f". {path}: {why}" for path in candidates if (why := _outside(root, path))), "")
     raise BuildError(
         f"{root}: its {what} is not there; looked for {', '.join(candidates)}. Set the source's root to the "
-        "folder that holds it"
+        f"folder that holds it{linked}"
     )
 
 
@@ -281,15 +282,13 @@ def table(
     line, ended = 0, False
     try:
         for cells in rows:
-            if cells == [_END]:
-                ended = True
+            if cells and cells[-1].endswith(_END):
+                ended = cells == [_END]
             elif not any(cell.strip() for cell in cells):
                 continue
             elif names is None:
                 names = [cell.strip() for cell in cells]
                 _check_header(full, names, columns)
-            elif cells[-1].endswith(_END):
-                break
             else:
                 line += 1
                 yield _row(line, names, cells)
