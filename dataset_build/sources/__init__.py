@@ -27,6 +27,8 @@ REGISTRY = {
     "crema_d": "dataset_build.sources.crema_d",
     "dfew": "dataset_build.sources.dfew",
     "iemocap": "dataset_build.sources.iemocap",
+    "mer2023": "dataset_build.sources.mer2023",
+    "mer2024": "dataset_build.sources.mer2024",
     "meld": "dataset_build.sources.meld",
     "ravdess": "dataset_build.sources.ravdess",
     "urfunny": "dataset_build.sources.urfunny",
