@@ -36,7 +36,7 @@ DOWNLOAD = (
     "the version 2 pickles and urfunny2_videos.zip through the links of github.com/ROC-HCI/UR-FUNNY; root: the folder "
     "with data_folds.pkl, language_sdk.pkl, humor_label_sdk.pkl and urfunny2_videos/"
 )
-EXPECTED = {"val": 980}
+EXPECTED = {"val": 980, "all": 10_166}
 SUB_TASKS = ("humor",)
 PICTURES: base.Pictures = "clips"
 SPLIT: base.SplitMode = "official"
