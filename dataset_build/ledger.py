@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dataset_build.errors import BuildError
 from dataset_build.schema import REASONS_OUTSIDE_BUDGET, REJECT_REASONS, SPLITS
+
+if TYPE_CHECKING:
+    import pyarrow
 
 FIELDS = ("records", "kept", "rejected", "duplicates")
 # {source: {split: {records, kept, rejected, duplicates}}}, as in manifest.json
@@ -29,7 +32,7 @@ def make(
     rejected: Iterable[tuple[str, str]],
     duplicates: Iterable[tuple[str, str]],
 ) -> Ledger:
-    """The ledger from (source, split) pairs, checked against the number of items each adapter yielded.
+    """The ledger from (source, split) pairs, or Counters of them, checked against the number of items each adapter yielded.
 
     Raises BuildError where a row was lost or counted twice; that is a defect of this program, not of the data.
     """
@@ -107,21 +110,39 @@ def reject_table(rejects: Sequence[Mapping[str, Any]], examples: int = 2) -> str
     return aligned(rows, right_from=99)
 
 
-def check_budget(records: Mapping[str, int], rejects: Sequence[Mapping[str, Any]], budget: float) -> None:
+def check_budget(
+    records: Mapping[str, int], counted: Mapping[tuple[str, str], int], budget: float, rejects: pyarrow.Table
+) -> None:
     """Raises BuildError with a table of reasons where a source lost too many rows to faults.
 
-    Rows that a source's own rule leaves out count neither as faults nor among the rows.
+    `counted` holds the number of rejects per (source, reason), `rejects` all of them. Rows that a source's own rule
+    leaves out count neither as faults nor among the rows.
     """
-    by_rule = Counter(r["source"] for r in rejects if r["reason"] in REASONS_OUTSIDE_BUDGET)
-    faults = [reject for reject in rejects if reject["reason"] not in REASONS_OUTSIDE_BUDGET]
-    counts = Counter(reject["source"] for reject in faults)
+    by_rule: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    for (source, reason), number in counted.items():
+        (by_rule if reason in REASONS_OUTSIDE_BUDGET else counts)[source] += number
     over = [name for name, count in counts.items() if count > budget * (records[name] - by_rule[name])]
     if over:
+        import pyarrow.compute as pc
+
+        faults = rejects.filter(
+            pc.and_(
+                pc.is_in(rejects["source"], _strings(over)),
+                pc.invert(pc.is_in(rejects["reason"], _strings(REASONS_OUTSIDE_BUDGET))),
+            )
+        )
         shares = ", ".join(
             f"{name}: {counts[name]} of {records[name] - by_rule[name]} rows" for name in sorted(over)
         )
         raise BuildError(
             f"too many rejected rows ({shares}; the recipe's reject_budget is {budget:.2%} per source).\n"
-            f"{reject_table([reject for reject in faults if reject['source'] in over], examples=5)}\n"
+            f"{reject_table(faults.to_pylist(), examples=5)}\n"
             "All rejects are in rejects.parquet. Mend the files, or raise reject_budget if you accept the loss."
         )
+
+
+def _strings(values: Iterable[str]) -> pyarrow.Array:
+    import pyarrow as pa
+
+    return pa.array(list(values), pa.string())

@@ -6,11 +6,15 @@ changed.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dataset_build import ledger, provenance, schema, sources, storage
-from dataset_build.errors import BuildError
-from dataset_build.recipe import BuildRecipe
+from dataset_build import leakage, ledger, provenance, schema, sources, storage
+from dataset_build.errors import BuildError, StorageError
+from dataset_build.recipe import BuildRecipe, SourceSpec
+from dataset_build.sources import base
+
+if TYPE_CHECKING:
+    from dataset_build.splits import Places
 
 _REQUIRED = ("schema_version", "digest", "inputs_digest", "recipe", "code", "sources", "files")
 
@@ -22,8 +26,15 @@ def data_digest(files: dict[str, Any]) -> str:
 
 
 def make(
-    recipe: BuildRecipe, inputs_digest: str, counts: ledger.Ledger, files: dict[str, Any]
+    recipe: BuildRecipe, inputs_digest: str, counts: ledger.Ledger, files: dict[str, Any], places: Places
 ) -> dict[str, Any]:
+    """The manifest of a build.
+
+    `source_facts` says how each source is split in this build: `split` the mode in force, `folds` the number of folds of
+    a k-fold source (else None), `groups_whole` whether no group of it lies in two places. `warnings` holds what a reader
+    of scores must know: forbidden pairs that the recipe allows.
+    """
+    allowed = leakage.check_pairs([spec.name for spec in recipe.sources], recipe.leakage.allow_pairs)
     return {
         "schema_version": schema.SCHEMA_VERSION,
         "digest": data_digest(files),
@@ -31,18 +42,22 @@ def make(
         "recipe": recipe.model_dump(mode="json"),
         "code": provenance.code_version(),
         "sources": counts,
-        "source_facts": {spec.name: _facts(spec.name) for spec in recipe.sources},
+        "source_facts": {spec.name: _facts(recipe, spec, places) for spec in recipe.sources},
+        "warnings": leakage.warnings(allowed),
         "files": dict(sorted(files.items())),
     }
 
 
-def _facts(name: str) -> dict[str, Any]:
-    adapter = sources.adapter(name)
+def _facts(recipe: BuildRecipe, spec: SourceSpec, places: Places) -> dict[str, Any]:
+    adapter = sources.adapter(spec.name)
+    mode = base.split_mode(adapter, recipe.source_options(spec))
     return {
         "title": adapter.TITLE,
         "version": adapter.VERSION,
         "sub_tasks": list(adapter.SUB_TASKS),
-        "split": adapter.SPLIT,
+        "split": mode,
+        "folds": places.n_folds.get(spec.name),
+        "groups_whole": mode == "shares" or places.drawn.get(spec.name, False),
         "group_key": adapter.GROUP_KEY,
         "pictures": adapter.PICTURES,
         "demonstration": adapter.DEMONSTRATION,
@@ -101,6 +116,8 @@ def unchanged(out: str, inputs_digest: str) -> dict[str, Any] | None:
     try:
         content = read_manifest(out)
         return content if content["inputs_digest"] == inputs_digest and not verify(out, deep=False) else None
+    except StorageError:
+        raise
     except ValueError:  # an unreadable manifest is no manifest: build again
         return None
 

@@ -10,50 +10,43 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from dataset_build import (
     card,
     convert,
-    dedup,
+    decide,
+    dry,
+    gather,
+    hash_columns,
+    instructions,
+    leakage,
     ledger,
     manifest,
     plan,
     ray_local,
+    rewriting,
+    roots,
     schema,
     sources,
     splits,
     storage,
     write,
 )
-from dataset_build.errors import BuildError
+from dataset_build.decide import Decision
+from dataset_build.errors import BuildError, StorageError
+from dataset_build.gather import Gathered
+from dataset_build.index import Index
 from dataset_build.plan import Plan, Shard
 from dataset_build.progress import Progress
 from dataset_build.recipe import BuildRecipe, MediaSettings, inputs_digest
 from dataset_build.schema import Reject
-from dataset_build.write import RowRef
 
 # Heap of one conversion or write task, which Ray cannot see: one shard's media, decoded one at a time.
 _TASK_MEMORY = 512 << 20
-
-
-class IndexRow(NamedTuple):
-    """The hash columns of one converted row, and where the row lies."""
-
-    hashes: dedup.Row
-    split: str | None
-    shard: str
-    row: int
-    n_bytes: int
-
-
-class Decision(NamedTuple):
-    """What was decided on the hash columns: where each row goes, which give way, which groups were tied."""
-
-    places: dict[str, splits.Place]
-    removed: dict[str, dedup.Removal]
-    ties: list[dedup.Tie]
+# The key of a task's result that says why a store (`s3://`) kept it from finishing.
+_STORE_FAILED = "store_failed"
 
 
 def build(recipe: BuildRecipe, workers: int | None = None) -> dict[str, Any]:
@@ -61,7 +54,8 @@ def build(recipe: BuildRecipe, workers: int | None = None) -> dict[str, Any]:
 
     `workers` bounds how many shards are converted at once; the result does not depend on it.
     """
-    out = recipe.out if storage.is_remote(recipe.out) else os.path.abspath(recipe.out)
+    leakage.check_pairs([spec.name for spec in recipe.sources], recipe.leakage.allow_pairs)
+    out = recipe.out.rstrip("/") if storage.is_remote(recipe.out) else os.path.abspath(recipe.out)
     work = storage.join(out, ".work")
     digest = inputs_digest(recipe)
     done = manifest.unchanged(out, digest)
@@ -70,25 +64,38 @@ def build(recipe: BuildRecipe, workers: int | None = None) -> dict[str, Any]:
         print(ledger.table(done["sources"]), flush=True)
         return done
     storage.remove(storage.join(out, "manifest.json"))
-    made = plan.make(recipe, work)
-    pending = [shard for shard in made.shards if not plan.is_done(shard, work)]
+    rewritten = rewriting.rewrite(recipe, work)
+    wordings = {
+        spec.name: instructions.wording(
+            recipe.instructions, sources.adapter(spec.name), rewritten.sentences.get(spec.name)
+        )
+        for spec in recipe.sources
+    }
+    made = plan.make(recipe, work, wordings)
+    known = plan.finished(work)
+    pending = [shard for shard in made.shards if not plan.is_done(shard, work, known)]
     print(
         f"{made.records.total()} records; {len(made.shards)} shards, {len(pending)} of them to convert",
         flush=True,
     )
     with ray_local.session():
         if pending:
-            _convert(recipe, made.shards, pending, work, workers)
-        index, rejects = _gather(made, work)
+            _convert(recipe, made.shards, pending, work, workers, wordings)
+        found = gather.gather(made, work, decide.facts(recipe))
         files = {
-            "rejects.parquet": write.write_rows(f"{out}/rejects.parquet", rejects, schema.reject_schema())
+            "rejects.parquet": write.write_table(
+                storage.join(out, "rejects.parquet"), found.rejects, schema.reject_schema()
+            )
         }
-        ledger.check_budget(made.records, rejects, recipe.reject_budget)
-        decision = decide(recipe, index)
-        files |= _write_samples(recipe, index, decision, out, workers)
-    files |= _write_decision(recipe, index, decision, out)
-    counts = _ledger(made, index, rejects, decision)
-    done = manifest.make(recipe, digest, counts, files)
+        ledger.check_budget(
+            made.records, gather.count(found.rejects, "source", "reason"), recipe.reject_budget, found.rejects
+        )
+        decision = decide.decide(recipe, found.index)
+        files |= _write_samples(recipe, found, decision, out, workers)
+    files |= _write_decision(recipe, found.index, decision, out)
+    files |= rewriting.write_table(out, rewritten)
+    counts = _ledger(made, found, decision)
+    done = manifest.make(recipe, digest, counts, files, decision.places)
     _remove_strangers(out, files)
     problems = manifest.content_problems(out, done)
     if problems:
@@ -101,34 +108,31 @@ def build(recipe: BuildRecipe, workers: int | None = None) -> dict[str, Any]:
     return done
 
 
-def dry_run(recipe: BuildRecipe) -> None:
-    """Read the annotations only, and say what a build would do."""
-    made = plan.make(recipe, None)
-    rows = [["source", "records", "to convert", "left out by rule", "faulty rows", "shards"]]
-    for spec in recipe.sources:
-        own = [reject for reject in made.rejects if reject.source == spec.name]
-        by_rule = sum(reject.reason in schema.REASONS_OUTSIDE_BUDGET for reject in own)
-        shards = [shard for shard in made.shards if shard.source == spec.name]
-        numbers = (
-            made.records[spec.name],
-            sum(shard.rows for shard in shards),
-            by_rule,
-            len(own) - by_rule,
-            len(shards),
-        )
-        rows.append([spec.name, *map(str, numbers)])
-    print(ledger.aligned(rows, right_from=1), flush=True)
+def dry_run(recipe: BuildRecipe) -> dict[str, dict[str, dry.Tally]]:
+    """Read the annotations, stat the media, and say what a build would do. Nothing is decoded or written."""
+    return dry.run(recipe)
 
 
 # --- convert ---------------------------------------------------------------------------------------------------------
 
 
 def _convert(
-    recipe: BuildRecipe, shards: Sequence[Shard], pending: Sequence[Shard], work: str, workers: int | None
+    recipe: BuildRecipe,
+    shards: Sequence[Shard],
+    pending: Sequence[Shard],
+    work: str,
+    workers: int | None,
+    wordings: Mapping[str, instructions.Wording],
 ) -> None:
     roots = {spec.name: recipe.source_root(spec) for spec in recipe.sources}
     tasks = [
-        {"shard": list(shard), "root": roots[shard.source], "work": work, "media": recipe.media.model_dump()}
+        {
+            "shard": list(shard),
+            "root": roots[shard.source],
+            "work": work,
+            "media": recipe.media.model_dump(),
+            "wording": dataclasses.asdict(wordings[shard.source]),
+        }
         for shard in pending
     ]
     total, rejected = sum(shard.rows for shard in shards), 0
@@ -143,24 +147,29 @@ def convert_shard(task: dict[str, Any]) -> dict[str, Any]:
     """Convert the records of one shard and leave its files and marker in the work folder. Runs in a Ray worker."""
     shard = Shard(*task["shard"])
     settings = MediaSettings.model_validate(task["media"])
-    adapter = sources.adapter(shard.source)
+    adapter, wording = sources.adapter(shard.source), instructions.Wording(**task["wording"])
     samples, index, rejects = [], [], []
-    for record in plan.read_records(shard.path(task["work"], "plan.json")):
-        try:
-            result = convert.convert(record, task["root"], adapter, settings)
-        except Exception as error:  # one row never costs its shard; a defect shows in the budget
-            detail = f"{record.uid}: unexpected {type(error).__name__}: {error}"
-            result = Reject(
-                record.uid, record.source, record.split, record.sub_task, "undecodable", detail[:500]
-            )
-        if isinstance(result, Reject):
-            rejects.append(dataclasses.asdict(result))
-        else:
-            samples.append(result.sample)
-            index.append(result.hashes)
+    records = plan.read_records(shard.path(task["work"], "plan.json"))
+    with roots.opened(task["root"], records, settings.max_file_mb) as root:
+        for record in records:
+            try:
+                result = convert.convert(record, root, adapter, settings, wording)
+            except StorageError:  # no fault of the row: the shard is not done
+                raise
+            except Exception as error:  # one row never costs its shard; a defect shows in the budget
+                detail = f"{record.uid}: unexpected {type(error).__name__}: {error}"
+                result = Reject(
+                    record.uid, record.source, record.split, record.sub_task, "undecodable", detail[:500]
+                )
+            roots.release(root, record)
+            if isinstance(result, Reject):
+                rejects.append(dataclasses.asdict(result))
+            else:
+                samples.append(result.sample)
+                index.append(result.hashes)
     tables = {
         "samples.parquet": (samples, convert.undivided_schema()),
-        "index.parquet": (index, convert.index_schema()),
+        "index.parquet": (index, hash_columns.arrow_schema()),
         "rejects.parquet": (rejects, schema.reject_schema()),
     }
     sizes = {
@@ -172,139 +181,79 @@ def convert_shard(task: dict[str, Any]) -> dict[str, Any]:
     return {"rows": len(samples) + len(rejects), "rejected": len(rejects)}
 
 
-def _gather(made: Plan, work: str) -> tuple[list[IndexRow], list[dict[str, Any]]]:
-    """The hash columns of all converted rows in the order of the plan, and all rejects in the order of their uids."""
-    import pyarrow.parquet as pq
-
-    index: list[IndexRow] = []
-    rejects = [dataclasses.asdict(reject) for reject in made.rejects]
-    for shard in made.shards:
-        adapter = sources.adapter(shard.source)
-        samples = shard.path(work, "samples.parquet")
-        with storage.open_read(shard.path(work, "index.parquet")) as stream:
-            rows = pq.read_table(stream).to_pylist()
-        for number, row in enumerate(rows):
-            hashes = dedup.Row(
-                uid=row["uid"],
-                source=shard.source,
-                sub_task=row["sub_task"],
-                label=row["label"],
-                group_key=adapter.GROUP_KEY,
-                group=row["group"],
-                pictures=adapter.PICTURES,
-                content=row["content"],
-                media=tuple(row["media"]),
-                phash=row["phash"],
-            )
-            index.append(IndexRow(hashes, row["split"], samples, number, row["n_bytes"]))
-        with storage.open_read(shard.path(work, "rejects.parquet")) as stream:
-            rejects += pq.read_table(stream).to_pylist()
-    for reject in rejects:
-        reject["split"] = ledger.split_of_reject(reject["split"])
-    return index, sorted(rejects, key=lambda reject: reject["uid"])
-
-
-# --- decide ----------------------------------------------------------------------------------------------------------
-
-
-def decide(recipe: BuildRecipe, index: Sequence[IndexRow]) -> Decision:
-    """Ties between groups, then the place of every row, then the rows that give way to a twin."""
-    hashes = [row.hashes for row in index]
-    modes = {spec.name: sources.adapter(spec.name).SPLIT for spec in recipe.sources}
-    ties = dedup.ties([row for row in hashes if modes[row.source] == "folds"], recipe.dedup.near_bits)
-    tied = dedup.tied_groups(ties)
-    rows = [
-        splits.Row(
-            uid=row.hashes.uid,
-            source=row.hashes.source,
-            mode=modes[row.hashes.source],
-            split=row.split,
-            group_key=row.hashes.group_key,
-            group=tied.get((row.hashes.group_key, row.hashes.group), row.hashes.group),
-            label=f"{row.hashes.sub_task}/{row.hashes.label}",
-        )
-        for row in index
-    ]
-    shares = splits.Shares(
-        recipe.splits.folds, recipe.splits.test_share, recipe.splits.val_share, recipe.seed
-    )
-    places = splits.assign(rows, shares)
-    removed = dedup.removals(hashes, places, recipe.dedup.near_bits)
-    return Decision(places, {removal.uid: removal for removal in removed}, ties)
-
-
-def _ledger(
-    made: Plan, index: Sequence[IndexRow], rejects: Sequence[dict[str, Any]], decision: Decision
-) -> ledger.Ledger:
-    def where(row: IndexRow) -> tuple[str, str]:
-        return row.hashes.source, decision.places[row.hashes.uid].split
-
-    gone = decision.removed
-    return ledger.make(
-        made.records,
-        kept=(where(row) for row in index if row.hashes.uid not in gone),
-        rejected=((reject["source"], reject["split"]) for reject in rejects),
-        duplicates=(where(row) for row in index if row.hashes.uid in gone),
-    )
-
-
 # --- write -----------------------------------------------------------------------------------------------------------
 
 
 def _write_samples(
-    recipe: BuildRecipe, index: Sequence[IndexRow], decision: Decision, out: str, workers: int | None
+    recipe: BuildRecipe, found: Gathered, decision: Decision, out: str, workers: int | None
 ) -> dict[str, Any]:
     """Write every kept row, in the order of its annotation, to OUT/<split>/<source>-NNNNN.parquet."""
-    chosen: dict[tuple[str, str], list[RowRef]] = {}
-    for row in index:
-        if row.hashes.uid not in decision.removed:
-            place = decision.places[row.hashes.uid]
-            ref = RowRef(row.shard, row.row, row.n_bytes, place.split, place.fold)
-            chosen.setdefault((place.split, row.hashes.source), []).append(ref)
-    tasks = [
-        {"out": out, "path": f"{split}/{source}-{number:05d}.parquet", "refs": [list(ref) for ref in refs]}
-        for (split, source), all_refs in sorted(chosen.items())
-        for number, refs in enumerate(write.cut_files(all_refs, recipe.rows_per_file))
-    ]
+    import numpy as np
+
+    index, places = found.index, decision.places
+    stays = decide.kept(index, decision)
+    where = places.split[stays].astype(np.int64) * len(index.source_names) + index.source[stays]
+    tasks = []
+    for code in np.unique(where).tolist():
+        split, source = divmod(code, len(index.source_names))
+        name = index.source_names[source]
+        rows = stays[where == code]
+        for number, part in enumerate(write.cut_files(index.n_bytes[rows].tolist(), recipe.rows_per_file)):
+            path = f"{schema.SPLITS[split]}/{name}-{number:05d}.parquet"
+            tasks.append({"out": out, "path": path, "parts": _parts(found, places, rows[part])})
     files = {}
     with Progress("writing", len(tasks), "files") as progress:
-        for result in _run_tasks(write_file, tasks, workers):
+        for result in _run_tasks(write_file, sorted(tasks, key=lambda task: task["path"]), workers):
             files[result.pop("path")] = result
             progress.advance()
     return files
 
 
+def _parts(found: Gathered, places: splits.Places, rows: Any) -> list[list[Any]]:
+    """The rows of one file as `write.Part`s: by shard, with the numbers of the rows inside it, and their folds."""
+    import numpy as np
+
+    shards = np.searchsorted(found.shard_from, rows, side="right") - 1
+    parts = []
+    for shard in np.unique(shards).tolist():
+        own = rows[shards == shard]
+        inside = (own - found.shard_from[shard]).tolist()
+        parts.append(list(write.Part(found.shard_paths[shard], inside, places.fold[own].tolist())))
+    return parts
+
+
 def write_file(task: dict[str, Any]) -> dict[str, Any]:
     """Write one sample file. Runs in a Ray worker."""
-    refs = [RowRef(*ref) for ref in task["refs"]]
-    return {"path": task["path"], **write.write_samples(storage.join(task["out"], task["path"]), refs)}
+    split = task["path"].split("/")[0]
+    parts = [write.Part(*part) for part in task["parts"]]
+    path = storage.join(task["out"], task["path"])
+    return {"path": task["path"], **write.write_samples(path, split, parts)}
 
 
-def _write_decision(
-    recipe: BuildRecipe, index: Sequence[IndexRow], decision: Decision, out: str
-) -> dict[str, Any]:
-    """duplicates.parquet (every removed row) and leakage.json (those removed for the sake of another split; ties)."""
-    of = {row.hashes.uid: row.hashes for row in index}
-    removed = []
-    for uid, removal in sorted(decision.removed.items()):
-        row, split, twin_split = of[uid], decision.places[uid].split, decision.places[removal.twin_uid].split
-        names = {"uid": uid, "source": row.source, "split": split, "sub_task": row.sub_task}
-        removed.append(
-            {**names, "twin_uid": removal.twin_uid, "twin_split": twin_split, "rule": removal.rule}
-        )
-    across = [entry for entry in removed if decision.removed[entry["uid"]].across_splits]
-    ties = [
-        {"group_key": t.group_key, "groups": t.groups, "uids": t.uids, "rule": t.rule} for t in decision.ties
-    ]
-    leakage = {"near_bits": recipe.dedup.near_bits, "removed": across, "tied_groups": ties}
-    storage.write_json(f"{out}/leakage.json", leakage)
-    written = storage.read_bytes(f"{out}/leakage.json")
+def _write_decision(recipe: BuildRecipe, index: Index, decision: Decision, out: str) -> dict[str, Any]:
+    """duplicates.parquet (every removed row) and leakage.json (what `decide.leakage_report` says)."""
+    report = decide.leakage_report(recipe, index, decision)
+    path = storage.join(out, "leakage.json")
+    storage.write_json(path, report)
+    removed = decide.duplicate_rows(index, decision)
     return {
         "duplicates.parquet": write.write_rows(
-            f"{out}/duplicates.parquet", removed, schema.duplicate_schema()
+            storage.join(out, "duplicates.parquet"), removed, schema.duplicate_schema()
         ),
-        "leakage.json": write.entry(written, len(across)),
+        "leakage.json": write.entry(storage.read_bytes(path), len(report["removed"])),
     }
+
+
+def _ledger(made: Plan, found: Gathered, decision: Decision) -> ledger.Ledger:
+    import numpy as np
+
+    index, places = found.index, decision.places
+    return ledger.make(
+        made.records,
+        kept=places.count(index, decide.kept(index, decision)),
+        rejected=gather.count(found.rejects, "source", "split"),
+        duplicates=places.count(index, np.array(list(decision.removed), np.int64)),
+    )
 
 
 def _remove_strangers(out: str, files: dict[str, Any]) -> None:
@@ -321,7 +270,10 @@ def _remove_strangers(out: str, files: dict[str, Any]) -> None:
 def _run_tasks(
     function: Callable[[dict[str, Any]], dict[str, Any]], tasks: Sequence[dict[str, Any]], workers: int | None
 ) -> Iterator[dict[str, Any]]:
-    """Run `function` on every task through Ray Data, yielding results as they come, in any order."""
+    """Run `function` on every task through Ray Data, yielding results as they come, in any order.
+
+    Raises StorageError where a store failed a task, with what the worker said.
+    """
     if not tasks:
         return
     import ray.data
@@ -340,10 +292,21 @@ def _run_tasks(
         compute=ray.data.TaskPoolStrategy(size=workers) if workers else None,
     )
     for row in dataset.iter_rows():
-        yield json.loads(row["result"])
+        result = json.loads(row["result"])
+        if _STORE_FAILED in result:
+            raise StorageError(result[_STORE_FAILED])
+        yield result
 
 
 def _run_batch(
     batch: dict[str, Any], function: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> dict[str, list[str]]:
-    return {"result": [json.dumps(function(json.loads(task))) for task in batch["task"]]}
+    results = []
+    for task in batch["task"]:
+        try:
+            results.append(function(json.loads(task)))
+        except (
+            StorageError
+        ) as error:  # as a result, so that it reaches the person without Ray's own traceback
+            results.append({_STORE_FAILED: str(error)})
+    return {"result": [json.dumps(result) for result in results]}

@@ -1,7 +1,7 @@
 """The plan of a build: the adapters' record stream cut into shards, each with a key that says what it depends on.
 
 A converted shard is three Parquet files and a marker, written last. Its name is its key: the records in it, their
-files (path, size, modification time), the adapter's version, the media settings and the code that converts. So a
+files (path, size, modification time or etag), the adapter's version, the media settings and the code that converts. So a
 second build, or one that was killed, redoes exactly the shards whose inputs changed or that were not finished.
 """
 
@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from dataset_build import convert, media, provenance, quality, schema, sources, storage
+from dataset_build import convert, instructions, provenance, quality, roots, schema, sources, storage
+from dataset_build.instructions import Wording
 from dataset_build.recipe import BuildRecipe, SourceSpec
 from dataset_build.schema import Crop, MediaRef, Record, Reject, Turn
 
@@ -23,7 +25,9 @@ _NOT_CONVERSION = tuple(
     f"dataset_build/{name}"
     for name in (
         "__main__.py", "card.py", "plots.py", "dedup.py", "ledger.py", "manifest.py", "pipeline.py", "plan.py", "progress.py",
-        "provenance.py", "recipe.py", "recipes/", "sources/", "splits.py", "storage.py", "write.py", "errors.py",
+        "provenance.py", "catalogue.py", "recipe.py", "recipe_file.py", "recipes/", "rewriting.py", "check.py", "sources/", "splits.py", "storage.py", "write.py", "errors.py",
+        "decide.py", "dry.py", "gather.py", "index.py", "leakage.py", "near.py", "verify_rows.py",
+        "s3.py", "roots.py",
     )
 )  # fmt: skip
 
@@ -49,30 +53,74 @@ class Plan(NamedTuple):
     records: Counter[str]
 
 
-def make(recipe: BuildRecipe, work: str | None) -> Plan:
+# Size and modification time of a file (or what a store says instead), or why it cannot be used.
+Fingerprint = list[Any] | str
+Watch = Callable[[Record, list[Fingerprint]], None]
+
+
+def make(
+    recipe: BuildRecipe,
+    work: str | None,
+    wordings: Mapping[str, Wording] | None = None,
+    watch: Watch | None = None,
+) -> Plan:
     """Read the adapters and cut their records into shards; unfinished shards get their plan file in `work`.
 
     Only shard keys and the adapters' own rejects are held; with `work` None nothing is written (a dry run).
+    `wordings`: how each source is asked, where not as the recipe's `instructions` say. `watch` sees every record with
+    the fingerprints of its media.
     """
     plan = Plan([], [], Counter())
     code = provenance.code_digest(["dataset_build"], leave_out=_NOT_CONVERSION)
     settings = convert.media_digest(recipe.media)
+    known = finished(work) if work is not None else None
     for spec in recipe.sources:
         adapter = sources.adapter(spec.name)
-        prefix = [schema.SCHEMA_VERSION, adapter.NAME, adapter.VERSION, adapter.GROUP_KEY, settings, code]
-        batch: list[Record] = []
-        for record in _unique(_items(recipe, spec, plan), plan):
-            batch.append(record)
-            if len(batch) == recipe.shard_rows:
-                _add_shard(plan, recipe.source_root(spec), spec.name, prefix, batch, work)
-                batch = []
-        if batch:
-            _add_shard(plan, recipe.source_root(spec), spec.name, prefix, batch, work)
+        how = (wordings or {}).get(spec.name) or instructions.wording(recipe.instructions, adapter)
+        asked = provenance.sha256_of_json(dataclasses.asdict(how))
+        prefix = [
+            schema.SCHEMA_VERSION,
+            adapter.NAME,
+            adapter.VERSION,
+            adapter.GROUP_KEY,
+            settings,
+            asked,
+            code,
+        ]
+        root = recipe.source_root(spec)
+        records = _unique(_items(recipe, spec, plan), plan)
+        with storage.snapshot(root) as taken:
+            for number in itertools.count():
+                batch = list(itertools.islice(records, recipe.shard_rows))
+                if not batch:
+                    break
+                files = [[roots.fingerprint(root, taken, ref) for ref in record.media] for record in batch]
+                if watch:
+                    for record, fingerprints in zip(batch, files):
+                        watch(record, fingerprints)
+                _add_shard(plan, spec.name, number, prefix, batch, files, work, known)
     return plan
 
 
-def is_done(shard: Shard, work: str) -> bool:
-    """Whether the shard's marker is there and its files have the sizes the marker says."""
+def finished(work: str) -> set[str] | None:
+    """The keys of the shards that are done in a remote work folder, from one listing; None for a local one.
+
+    S3 shows no file before it is whole, so the marker and the files it stands for need not be opened.
+    """
+    if not storage.is_remote(work):
+        return None
+    kinds: dict[str, set[str]] = {}
+    for name in storage.list_files(storage.join(work, "shards")):
+        stem, _, kind = name.partition(".")
+        kinds.setdefault(stem.rpartition("-")[2], set()).add(kind)
+    whole = {"done.json", "samples.parquet", "index.parquet", "rejects.parquet"}
+    return {key for key, found in kinds.items() if whole <= found}
+
+
+def is_done(shard: Shard, work: str, known: set[str] | None = None) -> bool:
+    """Whether the shard's marker is there and its files have the sizes the marker says; `known` is from `finished`."""
+    if known is not None:
+        return shard.key in known
     marker = shard.path(work, "done.json")
     if not storage.exists(marker):
         return False
@@ -97,8 +145,7 @@ def prune(work: str, shards: list[Shard]) -> int:
         for name in storage.list_files(folder)
         if name.split(".")[0] not in wanted or name.endswith("plan.json")
     ]
-    for name in stale:
-        storage.remove(storage.join(folder, name))
+    storage.remove_all([storage.join(folder, name) for name in stale])
     return len(stale)
 
 
@@ -110,9 +157,10 @@ def _items(recipe: BuildRecipe, spec: SourceSpec, plan: Plan) -> Iterator[Record
 
 def _storable(item: Record | Reject) -> Record | Reject:
     """The item; a bad_row reject where any text of it is not Unicode (JSON's escapes can spell half a character)."""
-    values = {name: value for name, value in dataclasses.asdict(item).items() if not _is_unicode(value)}
-    if not values:
+    plain = _plain(item) if isinstance(item, Record) else vars(item)
+    if _is_unicode(plain):
         return item
+    values = {name: value for name, value in plain.items() if not _is_unicode(value)}
     shown = "; ".join(f"{name} = {quality.escaped(repr(value))[:100]}" for name, value in values.items())
     detail = f"half of a surrogate pair, which UTF-8 cannot hold, in {shown}"
     if isinstance(item, Reject):
@@ -131,7 +179,7 @@ def _storable(item: Record | Reject) -> Record | Reject:
 def _is_unicode(value: object) -> bool:
     """Whether all text in a field's value, however deep, can be encoded."""
     if isinstance(value, str):
-        return value == value.encode("utf-8", "ignore").decode()
+        return value.isascii() or value == value.encode("utf-8", "ignore").decode()
     if isinstance(value, dict):
         return all(_is_unicode(part) for pair in value.items() for part in pair)
     return not isinstance(value, (tuple, list)) or all(map(_is_unicode, value))
@@ -155,15 +203,32 @@ def _unique(items: Iterator[Record | Reject], plan: Plan) -> Iterator[Record]:
 
 
 def _add_shard(
-    plan: Plan, root: str, name: str, prefix: list[str], records: list[Record], work: str | None
+    plan: Plan,
+    name: str,
+    number: int,
+    prefix: list[str],
+    records: list[Record],
+    files: list[list[Fingerprint]],
+    work: str | None,
+    known: set[str] | None,
 ) -> None:
-    rows = [dataclasses.asdict(record) for record in records]
-    files = [[ref.path, media.fingerprint(root, ref.path)] for record in records for ref in record.media]
-    key = provenance.sha256_of_json([*prefix, rows, files])[:24]
-    shard = Shard(name, sum(1 for shard in plan.shards if shard.source == name), key, len(records))
+    rows = [_plain(record) for record in records]
+    named = [
+        [ref.path, found]
+        for record, fingerprints in zip(records, files)
+        for ref, found in zip(record.media, fingerprints)
+    ]
+    key = provenance.sha256_of_json([*prefix, rows, named])[:24]
+    shard = Shard(name, number, key, len(records))
     plan.shards.append(shard)
-    if work is not None and not is_done(shard, work):
+    if work is not None and not is_done(shard, work, known):
         storage.write_bytes(shard.path(work, "plan.json"), json.dumps(rows, ensure_ascii=False).encode())
+
+
+def _plain(record: Record) -> dict[str, Any]:
+    """The record as `dataclasses.asdict` gives it, without its deep copies, which take longer than all the rest."""
+    refs = [{**vars(ref), "crop": vars(ref.crop) if ref.crop else None} for ref in record.media]
+    return {**vars(record), "media": refs, "context": [vars(turn) for turn in record.context]}
 
 
 def _record(row: dict[str, Any]) -> Record:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import difflib
 import os
+import posixpath
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from dataset_build import provenance, sources, storage
+from dataset_build import leakage, provenance, recipe_file, s3, sources, storage
 from dataset_build.errors import BuildError, UsageError
 
 SHIPPED = Path(__file__).resolve().parent / "recipes"
@@ -36,7 +36,7 @@ class MediaSettings(_Section):
     """Limits and target sizes. A picture within `max_side_px` keeps its own bytes; a larger one is scaled down.
 
     `max_pixels` bounds what is decoded at all, `max_file_mb` what is read, `max_seconds` the length of a clip and
-    `timeout_s` the time one clip may take to decode.
+    `timeout_s` the time one clip may take to decode. Without `audio` clips lose their sound.
     """
 
     max_side_px: int = Field(256, ge=16, le=8192)
@@ -47,12 +47,17 @@ class MediaSettings(_Section):
     max_file_mb: int = Field(1024, ge=1)
     max_seconds: float = Field(600, gt=0)
     timeout_s: float = Field(60, gt=0)
+    audio: bool = True
 
 
 class SplitSettings(_Section):
-    """`folds` for sources split by k-fold; the shares for sources that have no split of their own."""
+    """`folds` for sources split by k-fold; the shares for sources that have no split of their own.
+
+    `fold_val`: protocol k of a k-fold source validates on its next fold instead of training on it.
+    """
 
     folds: int = Field(4, ge=2, le=20)
+    fold_val: bool = False
     test_share: float = Field(0.3, gt=0, lt=1)
     val_share: float = Field(0.1, ge=0, lt=1)
 
@@ -60,13 +65,59 @@ class SplitSettings(_Section):
     def _something_left_to_train_on(self) -> SplitSettings:
         if self.test_share + self.val_share >= 1:
             raise ValueError("test_share + val_share must be below 1, or nothing is left to train on")
+        if self.fold_val and self.folds < 3:
+            raise ValueError("fold_val takes a fold from training: with it, folds must be at least 3")
         return self
 
 
 class DedupSettings(_Section):
-    """`near_bits`: two pictures whose 64-bit perceptual hashes differ in at most so many bits are near-duplicates."""
+    """`near_bits`: two pictures whose 64-bit perceptual hashes differ in at most so many bits are near-duplicates.
+
+    `within_split_near`: of look-alike photographs with the same label in the same split, keep only the first. Without
+    it rows leave only for the sake of a twin in another split, or as a copy of the same file.
+    """
 
     near_bits: int = Field(4, ge=0, le=15)
+    within_split_near: bool = False
+
+
+class LeakageSettings(_Section):
+    """`allow_pairs`: forbidden pairs of sources that this build mixes all the same (`dataset_build.leakage`)."""
+
+    allow_pairs: tuple[tuple[str, str], ...] = ()
+
+    @model_validator(mode="after")
+    def _forbidden_pairs_only(self) -> LeakageSettings:
+        for pair in self.allow_pairs:
+            if frozenset(pair) not in leakage.FORBIDDEN:
+                known = ", ".join(" and ".join(sorted(names)) for names in leakage.FORBIDDEN)
+                raise ValueError(f"{' and '.join(pair)} is no forbidden pair; those are {known}")
+        return self
+
+
+class InstructionSettings(_Section):
+    """How rows are asked. `answer_style`: the option's word, its letter, both, or one of them by the uid's hash
+    (`mixed`); `context_chars`: at most so many characters of earlier turns, the latest ones."""
+
+    answer_style: Literal["word", "letter", "letter_word", "mixed"] = "word"
+    context_chars: int = Field(600, ge=0, le=20_000)
+
+
+class RewritingSettings(_Section):
+    """Another wording of the instructions, by a language model behind an OpenAI-compatible endpoint.
+
+    `base_url` is what `/chat/completions` is put behind; `api_key_env` names the environment variable that holds the
+    key, if one is needed. At most `max_rows` sentences are rewritten, `concurrency` at once, each within `timeout_s`.
+    Answers are kept in the folder `cache` (default: in the build's work folder) and asked for once.
+    """
+
+    base_url: str = Field(pattern=r"^https?://[^\s@?#]+$")
+    model: str = Field(min_length=1)
+    api_key_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    max_rows: int = Field(5_000, ge=1)
+    timeout_s: float = Field(30, gt=0, le=600)
+    concurrency: int = Field(4, ge=1, le=64)
+    cache: str | None = None
 
 
 class BuildRecipe(_Section):
@@ -80,9 +131,21 @@ class BuildRecipe(_Section):
     media: MediaSettings = Field(default_factory=lambda: MediaSettings.model_validate({}))
     splits: SplitSettings = Field(default_factory=lambda: SplitSettings.model_validate({}))
     dedup: DedupSettings = Field(default_factory=lambda: DedupSettings.model_validate({}))
+    leakage: LeakageSettings = Field(default_factory=lambda: LeakageSettings.model_validate({}))
+    instructions: InstructionSettings = Field(default_factory=lambda: InstructionSettings.model_validate({}))
+    rewriting: RewritingSettings | None = None
     reject_budget: float = Field(0.01, ge=0, le=1)
     shard_rows: int = Field(256, ge=1, le=10_000)
     rows_per_file: int = Field(1024, ge=1)
+
+    @model_validator(mode="after")
+    def _places_hold_no_credentials(self) -> BuildRecipe:
+        # Checked here, not in SourceSpec: what is wrong with a whole recipe is reported without its value.
+        storage.check_place(self.out, "out")
+        storage.check_place(self.root, "root")
+        for spec in self.sources:
+            storage.check_place(spec.root, f"sources.{spec.name}.root")
+        return self
 
     @model_validator(mode="after")
     def _known_sources_once(self) -> BuildRecipe:
@@ -95,8 +158,14 @@ class BuildRecipe(_Section):
         return self
 
     def source_root(self, spec: SourceSpec) -> str:
-        """The absolute folder of a source, so that a worker with another working directory finds it."""
-        joined = spec.root if os.path.isabs(spec.root) else os.path.join(self.root, spec.root)
+        """The absolute folder of a source, so that a worker with another working directory finds it, or its `s3://`."""
+        if storage.is_remote(spec.root) or os.path.isabs(spec.root):
+            joined = spec.root
+        else:
+            joined = storage.join(self.root, spec.root)
+        if storage.is_remote(joined):
+            scheme, _, rest = joined.partition("://")
+            return f"{scheme}://{posixpath.normpath(rest)}"
         return os.path.abspath(joined)
 
     def source_options(self, spec: SourceSpec) -> BaseModel:
@@ -116,17 +185,12 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> BuildRecipe
     path = Path(name_or_path)
     if not path.suffix and name_or_path in shipped_recipes():
         path = SHIPPED / f"{name_or_path}.yaml"
-    if not path.is_file():
+    if not os.path.exists(path):
         known = shipped_recipes()
         raise UsageError(
             f"there is no recipe {name_or_path!r}{_nearest(name_or_path, known)}; shipped: {', '.join(known)}"
         )
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not a YAML file: {error}") from error
-    if not isinstance(raw, dict):
-        raise UsageError(f"{path}: a recipe is a mapping of keys to values, found {type(raw).__name__}")
+    raw = recipe_file.read(path)
     for override in overrides:
         _apply(raw, override)
     try:
@@ -142,8 +206,20 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> BuildRecipe
     return recipe
 
 
+def adapter_options(name: str, overrides: Sequence[str]) -> BaseModel:
+    """The options of one source from `KEY=VALUE` overrides alone. Raises UsageError."""
+    raw: dict[str, Any] = {}
+    for override in overrides:
+        _apply(raw, override)
+    model = sources.adapter(name).Options
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise UsageError(_explain(Path(f"options of {name}"), error, model)) from error
+
+
 def inputs_digest(recipe: BuildRecipe) -> str:
-    """The digest of everything a build's result depends on: recipe, source files (path, size, time), code.
+    """The digest of everything a build's result depends on: recipe, source files (path, size, time or etag), code.
 
     Folders are left out: the same files elsewhere are the same inputs.
     """
@@ -161,10 +237,14 @@ def inputs_digest(recipe: BuildRecipe) -> str:
 
 
 def _fingerprint(name: str, root: str) -> Iterator[list[Any]]:
-    if storage.is_remote(root) or not os.path.isdir(root):
+    if not storage.exists(root) or not storage.is_remote(root) and not os.path.isdir(root):
         raise BuildError(
             f"source {name}: its folder {root} is not there; set sources.{name}.root, or fetch the files"
         )
+    if storage.is_remote(root):
+        for path, found in s3.files(root):
+            yield [path, found.size, found.etag]
+        return
     for path in storage.list_files(root):
         name_utf8 = path.encode("utf-8", "backslashreplace").decode()  # a name on disk is any bytes
         try:
@@ -179,10 +259,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise UsageError(f"--set {override!r}: expected KEY=VALUE, for example --set seed=1")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"--set {override!r}: the value is not YAML: {error}") from error
+    value = recipe_file.parse(text, f"--set {override!r}")
     node: Any = raw
     parts = key.strip().split(".")
     for depth, part in enumerate(parts):
@@ -223,7 +300,8 @@ def _explain(path: Path, error: ValidationError, model: type[BaseModel], prefix:
             known = _keys_beside(model, problem["loc"])
             lines.append(f"unknown key {key!r}{_nearest(str(problem['loc'][-1]), known)}")
         else:
-            shown = "" if problem["type"] == "missing" else f", found {problem['input']!r:.80}"
+            secret = any(word in key for word in ("api_key", "base_url"))  # a pasted key must not reach a log
+            shown = "" if secret or problem["type"] == "missing" else f", found {problem['input']!r:.80}"
             lines.append(
                 f"{key or 'recipe'}: {problem['msg'].removeprefix('Value error, ')}{shown if key else ''}"
             )
@@ -237,7 +315,8 @@ def _keys_beside(model: type[BaseModel], location: tuple[int | str, ...]) -> lis
             model = SourceSpec
         elif part in model.model_fields:
             kind = model.model_fields[part].annotation
-            model = kind if isinstance(kind, type) and issubclass(kind, BaseModel) else model
+            kinds = [one for one in (kind, *get_args(kind)) if isinstance(one, type)]
+            model = next((one for one in kinds if issubclass(one, BaseModel)), model)
     return list(model.model_fields)
 
 

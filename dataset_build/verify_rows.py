@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
@@ -11,11 +12,12 @@ from dataset_build import media, schema, storage
 
 
 def problems(out: str, content: dict[str, Any]) -> list[str]:
-    """What is wrong, row by row; memory grows with uids and groups only, as digests."""
+    """What is wrong, row by row; memory grows with uids (8 bytes each) and drawn groups only, as digests."""
     found: list[str] = []
     kept: Counter[tuple[str, str]] = Counter()
-    seen: set[bytes] = set()
-    place_of_group: dict[tuple[str, str], tuple[str, int | None]] = {}
+    seen = array.array("Q")  # digests of all uids
+    place_of_group: dict[int, tuple[str, int | None]] = {}
+    fold_val = content["recipe"]["splits"].get("fold_val", False)
     for path, entry in content["files"].items():
         if "/" not in path:
             continue
@@ -24,18 +26,19 @@ def problems(out: str, content: dict[str, Any]) -> list[str]:
         for row in _rows(storage.join(out, path), found):
             rows += 1
             kept[row["source"], row["split"]] += 1
-            digest = hashlib.blake2b(row["uid"].encode(), digest_size=12).digest()
-            if digest in seen:
-                found.append(f"{path}: uid {row['uid']} appears twice")
-            seen.add(digest)
-            found += [f"{path}: {row['uid']}: {problem}" for problem in _row_problems(row, split)]
+            seen.append(_digest(row["uid"]))
+            problems_of_row = _row_problems(row, split, fold_val)
+            found += [f"{path}: {row['uid']}: {problem}" for problem in problems_of_row]
             facts = content["source_facts"][row["source"]]
-            group = (facts["group_key"], dict(row["group_keys"]).get(facts["group_key"], row["uid"]))
-            place = (row["split"], row["fold"])
-            if facts["split"] != "official" and place_of_group.setdefault(group, place) != place:
-                found.append(
-                    f"{path}: {row['uid']}: group {group} is both in {place_of_group[group]} and in {place}"
-                )
+            if facts["groups_whole"]:  # a source's own split or folds may tear groups apart: leakage.json says so
+                key = facts["group_key"]
+                group = dict(row["group_keys"]).get(key, row["uid"])
+                place = (row["split"], row["fold"])
+                other = place_of_group.setdefault(_digest(f"{key}\x1f{group}"), place)
+                if other != place:
+                    found.append(
+                        f"{path}: {row['uid']}: group {(key, group)} is both in {other} and in {place}"
+                    )
         if rows != entry["rows"]:
             found.append(f"{path}: {rows} rows, the manifest says {entry['rows']}")
     for source, splits in content["sources"].items():
@@ -44,7 +47,27 @@ def problems(out: str, content: dict[str, Any]) -> list[str]:
                 found.append(
                     f"{source}/{split}: {kept[source, split]} rows, the ledger says {counts['kept']} kept"
                 )
-    return found + _table_problems(out, content)
+    return found + _repeated(out, content, seen) + _table_problems(out, content)
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def _repeated(out: str, content: dict[str, Any], seen: array.array[int]) -> list[str]:
+    """The uids that appear more than once; the files are read a second time only if there are any."""
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    values, counts = np.unique(np.frombuffer(seen, np.uint64), return_counts=True)
+    twice = set(values[counts > 1].tolist())
+    found = []
+    for path in content["files"] if twice else ():
+        if "/" in path:
+            with storage.open_read(storage.join(out, path)) as stream:
+                uids = pq.ParquetFile(stream).read(columns=["uid"])["uid"].to_pylist()
+            found += [f"{path}: uid {uid} appears twice" for uid in uids if _digest(uid) in twice]
+    return found
 
 
 def _rows(full: str, found: list[str]) -> Iterator[dict[str, Any]]:
@@ -59,11 +82,13 @@ def _rows(full: str, found: list[str]) -> Iterator[dict[str, Any]]:
             yield from batch.to_pylist()
 
 
-def _row_problems(row: dict[str, Any], split: str) -> Iterator[str]:
+def _row_problems(row: dict[str, Any], split: str, fold_val: bool) -> Iterator[str]:
     if row["split"] != split:
         yield f"its split is {row['split']}, its folder {split}"
-    if row["fold"] is not None and (row["fold"] == 0) != (split == "test"):
-        yield f"fold {row['fold']} lies in {split}; fold 0, and only fold 0, is the test folder"
+    if row["fold"] is not None:
+        folder = {0: "test", 1: "val" if fold_val else "train"}.get(row["fold"], "train")
+        if split != folder:
+            yield f"fold {row['fold']} lies in {split}; its folder in this build is {folder}"
     if row["sub_task"] in schema.CLOSED_SUB_TASKS and row["answer"] not in row["options"]:
         yield f"the answer {row['answer']!r} is not among its options"
     text = row["messages"][-1]["content"]

@@ -15,14 +15,12 @@ ROW_GROUP_ROWS = 128
 MAX_FILE_BYTES = 128 << 20
 
 
-class RowRef(NamedTuple):
-    """A converted row: its shard's samples file, its number there, and where it goes."""
+class Part(NamedTuple):
+    """Converted rows of one shard: its samples file, the numbers of the rows in it, and the fold of each (−1: none)."""
 
     shard: str
-    row: int
-    n_bytes: int
-    split: str
-    fold: int | None
+    rows: list[int]
+    folds: list[int]
 
 
 def parquet_bytes(
@@ -56,40 +54,46 @@ def write_rows(path: str, rows: Sequence[dict[str, Any]], arrow_schema: pyarrow.
     return entry(data, len(rows))
 
 
-def write_samples(path: str, refs: Sequence[RowRef]) -> dict[str, Any]:
-    """Gather converted rows (of ascending shards) into one sample file; one shard is in memory at a time."""
-    data = parquet_bytes(_gather(refs), schema.sample_schema())
+def write_table(path: str, table: pyarrow.Table, arrow_schema: pyarrow.Schema) -> dict[str, Any]:
+    """Write a table; returns the manifest's entry {sha256, rows, bytes}."""
+    data = parquet_bytes([table.cast(arrow_schema)], arrow_schema)
     storage.write_bytes(path, data)
-    return entry(data, len(refs))
+    return entry(data, len(table))
+
+
+def write_samples(path: str, split: str, parts: Sequence[Part]) -> dict[str, Any]:
+    """Gather converted rows (of ascending shards) into one sample file; one shard is in memory at a time."""
+    data = parquet_bytes(_gather(split, parts), schema.sample_schema())
+    storage.write_bytes(path, data)
+    return entry(data, sum(len(part.rows) for part in parts))
 
 
 def entry(data: bytes, rows: int) -> dict[str, Any]:
     return {"sha256": provenance.sha256_of_bytes(data), "rows": rows, "bytes": len(data)}
 
 
-def _gather(refs: Sequence[RowRef]) -> Iterator[pyarrow.Table]:
+def _gather(split: str, parts: Sequence[Part]) -> Iterator[pyarrow.Table]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     names = schema.sample_schema().names
-    for shard in dict.fromkeys(ref.shard for ref in refs):
-        chosen = [ref for ref in refs if ref.shard == shard]
-        with storage.open_read(shard) as stream:
+    for part in parts:
+        with storage.open_read(part.shard) as stream:
             table = pq.read_table(stream)
-        table = table.take(pa.array([ref.row for ref in chosen], pa.int64()))
-        table = table.append_column("split", pa.array([ref.split for ref in chosen], pa.string()))
-        table = table.append_column("fold", pa.array([ref.fold for ref in chosen], pa.int32()))
+        table = table.take(pa.array(part.rows, pa.int64()))
+        folds = [None if fold < 0 else fold for fold in part.folds]
+        table = table.append_column("split", pa.array([split] * len(table), pa.string()))
+        table = table.append_column("fold", pa.array(folds, pa.int32()))
         yield table.select(names).cast(schema.sample_schema())
 
 
-def cut_files(refs: Sequence[RowRef], rows_per_file: int) -> list[list[RowRef]]:
-    """Rows in files of at most `rows_per_file` rows and about `MAX_FILE_BYTES` of media."""
-    files: list[list[RowRef]] = []
-    size = 0
-    for ref in refs:
-        if not files or len(files[-1]) == rows_per_file or size + ref.n_bytes > MAX_FILE_BYTES:
-            files.append([])
-            size = 0
-        files[-1].append(ref)
-        size += ref.n_bytes
-    return files
+def cut_files(sizes: Sequence[int], rows_per_file: int) -> list[slice]:
+    """Rows of these media sizes in files of at most `rows_per_file` rows and about `MAX_FILE_BYTES` of media."""
+    files: list[slice] = []
+    start = size = 0
+    for number, n_bytes in enumerate(sizes):
+        if number > start and (number - start == rows_per_file or size + n_bytes > MAX_FILE_BYTES):
+            files.append(slice(start, number))
+            start, size = number, 0
+        size += n_bytes
+    return [*files, slice(start, len(sizes))] if sizes else files
