@@ -34,8 +34,8 @@ TITLE = "Memotion 7k: humour, sarcasm and offence in memes"
 LICENCE = "research use as of Kaggle and SemEval-2020; pictures of third parties, no redistribution"
 CITATION = "Sharma et al., SemEval-2020 Task 8: Memotion Analysis - The Visuo-Lingual Metaphor!, SemEval 2020"
 LIMITS = (
-    "Crowd workers judged each meme once for everything; they agree little on sarcasm and offence, and offence is not "
-    "hate. Texts were read by OCR and corrected in part."
+    "Degrees of humour, sarcasm and offence are opinions, and offence is not hate: what counts as Yes is this project's rule "
+    "or SemEval's. Texts were read by OCR and corrected in part."
 )
 SIZE = "about 6,992 memes in train and 1,878 in test, each with three questions"
 DOWNLOAD = (
@@ -69,7 +69,10 @@ _TEST_FOLDERS = (
 
 
 class Options(base.Options):
-    """From which word of its scale on each question is answered Yes; `split: shares` where only train is at hand."""
+    """`humor_from`, `sarcasm_from`, `hate_from`: from which word of its scale on a question is answered Yes.
+
+    `split: shares` where only train is at hand.
+    """
 
     humor_from: Literal["funny", "very_funny", "hilarious"] = "funny"
     sarcasm_from: Literal["general", "twisted_meaning", "very_twisted"] = "general"

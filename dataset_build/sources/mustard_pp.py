@@ -62,7 +62,10 @@ _UNKNOWN_SPEAKERS = ("", "-")
 
 
 class Options(base.EmotionOptions):
-    """`emotion_label`: the emotion that is asked for. `context_video`: the context's clip as a second video."""
+    """`emotion_label`: the emotion that is asked for. `context_video`: the context's clip as a second video.
+
+    `context_speakers`: names before the lines of context, although their absence gives away what is not sarcastic.
+    """
 
     emotion_label: Literal["implicit", "explicit"] = "implicit"
     context_video: bool = False

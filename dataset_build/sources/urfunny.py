@@ -28,8 +28,8 @@ TITLE = "UR-FUNNY v2: punchlines in TED talks"
 LICENCE = "no licence published for the annotation; clips of TED talks, no redistribution"
 CITATION = "Hasan et al., UR-FUNNY: A Multimodal Language Dataset for Understanding Humor, EMNLP 2019"
 LIMITS = (
-    "A sentence counts as humorous where the transcript marks laughter after it; prepared talks, mostly in English by "
-    "trained speakers. Which talk or speaker a clip is from is not published."
+    "A sentence counts as humorous where the transcript marks laughter after it; these are prepared "
+    "talks. Which talk or speaker a clip is from is not published."
 )
 SIZE = "10,166 clips, half of them humorous"
 DOWNLOAD = (
