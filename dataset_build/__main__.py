@@ -1,10 +1,13 @@
-"""Command line of dataset_build: build, verify, sources, stats."""
+"""Command line of dataset_build: sources, check, build, verify, stats."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+
+_CODES = "Exit codes: 0 done, 1 a problem with the data, 2 a problem with the command or the recipe."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,6 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"dataset_build: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `… | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, OSError) as error:
         print(f"dataset_build: {error}", file=sys.stderr)
         return 1
@@ -27,20 +33,74 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m dataset_build", description="Turn source data sets into EmoBench."
+        prog="python -m dataset_build",
+        description="Turn source data sets into EmoBench: one benchmark of pictures and clips with questions and answers.",
+        epilog="in this order:\n"
+        "  python -m dataset_build sources                       which data sets there are\n"
+        "  python -m dataset_build sources mustard               what to download, licence, options\n"
+        "  python -m dataset_build check mustard /data/MUStARD   is the folder complete?\n"
+        "  python -m dataset_build build RECIPE.yaml --dry-run   what would be built\n"
+        "  python -m dataset_build build RECIPE.yaml\n"
+        "  python -m dataset_build verify OUT\n"
+        "  python -m dataset_build stats OUT\n\n" + _CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    build = commands.add_parser(
-        "build", help="build EmoBench from a recipe; goes on where an earlier build stopped"
+    def command(name: str, what: str, *examples: str) -> argparse.ArgumentParser:
+        lines = "".join(f"  python -m dataset_build {name} {example}\n" for example in examples)
+        return commands.add_parser(
+            name,
+            help=what,
+            description=f"{what[0].upper()}{what[1:]}.",
+            epilog=f"examples:\n{lines}\n{_CODES}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    sources = command(
+        "sources", "list the sources that recipes can name, or say all about one", "", "mustard"
     )
-    build.add_argument("recipe", help="a YAML file, or the name of a shipped recipe (quickstart, smoke)")
+    sources.add_argument("name", nargs="?", help="one source: what to download, citation, limits, options")
+    sources.set_defaults(run=_sources)
+
+    check = command(
+        "check",
+        "compare a folder with what a source should hold: rows, media files, first bytes of the files",
+        "meld /data/MELD.Raw",
+        "mustard s3://bucket/MUStARD --set split=speaker_dependent",
+        "caer_s /data/CAER-S --full --json",
+    )
+    check.add_argument("source", help="a name that `sources` lists")
+    check.add_argument(
+        "root", help="the folder, or s3://BUCKET/PREFIX, that a recipe would name as the source's root"
+    )
+    check.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="OPTION=VALUE",
+        help="an option of the source, e.g. ask=both",
+    )
+    check.add_argument(
+        "--full", action="store_true", help="read the first bytes of every file, not of an even sample"
+    )
+    check.add_argument("--json", action="store_true", help="print the findings as JSON")
+    check.set_defaults(run=_check)
+
+    build = command(
+        "build",
+        "build EmoBench from a recipe; goes on where an earlier build stopped",
+        "quickstart --dry-run",
+        "my_recipe.yaml --set sources.jokes.options.per_label=20 --set seed=3",
+        "my_recipe.yaml --set out=s3://bucket/emobench --workers 8",
+    )
+    build.add_argument("recipe", help="a YAML file, or the name of a shipped recipe (quickstart, smoke, …)")
     build.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="override, e.g. sources.jokes.options.per_label=20",
+        help="override a key of the recipe; an entry of a list is addressed by its name",
     )
     build.add_argument(
         "--dry-run", action="store_true", help="read the annotations and say what would be done"
@@ -50,28 +110,33 @@ def _parser() -> argparse.ArgumentParser:
     )
     build.set_defaults(run=_build)
 
-    verify = commands.add_parser("verify", help="check a finished build: digests, ledger, every row")
+    verify = command(
+        "verify",
+        "check a finished build against its manifest: digests, ledger, and every row read back",
+        "runs/emobench",
+        "runs/emobench --shallow",
+    )
     verify.add_argument("out", help="the folder of the build")
     verify.add_argument("--shallow", action="store_true", help="digests and ledger only")
     verify.set_defaults(run=_verify)
 
-    sources = commands.add_parser("sources", help="list the sources that recipes can name")
-    sources.set_defaults(run=_sources)
-
-    stats = commands.add_parser("stats", help="print the ledger, labels and rejects of a finished build")
+    stats = command(
+        "stats", "print the ledger, labels, rejects and leakage of a finished build", "runs/emobench"
+    )
     stats.add_argument("out", help="the folder of the build")
     stats.set_defaults(run=_stats)
     return parser
 
 
 def _build(options: argparse.Namespace) -> int:
-    from dataset_build import pipeline
     from dataset_build.errors import UsageError
     from dataset_build.recipe import load_recipe
 
     if options.workers is not None and options.workers < 1:
         raise UsageError(f"--workers {options.workers}: at least one is needed")
     recipe = load_recipe(options.recipe, options.set)
+    from dataset_build import pipeline
+
     if options.dry_run:
         pipeline.dry_run(recipe)
     else:
@@ -94,14 +159,29 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _sources(options: argparse.Namespace) -> int:
-    from dataset_build import ledger, sources
+    from dataset_build import catalogue
 
-    rows = [["source", "sub-tasks", "split", "licence", "what"]]
-    for name in sources.REGISTRY:
-        adapter = sources.adapter(name)
-        rows.append([name, ", ".join(adapter.SUB_TASKS), adapter.SPLIT, adapter.LICENCE, adapter.TITLE])
-    print(ledger.aligned(rows, right_from=99))
+    print(catalogue.facts(options.name) if options.name else catalogue.table())
     return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from dataset_build import catalogue
+
+    catalogue.check_name(options.source)
+    from dataset_build import check
+    from dataset_build.recipe import adapter_options
+
+    found = check.check(
+        options.source, options.root, adapter_options(options.source, options.set), full=options.full
+    )
+    if options.json:
+        import json
+
+        print(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
+    else:
+        print(check.report(found))
+    return 0 if found.fine else 1
 
 
 def _stats(options: argparse.Namespace) -> int:
