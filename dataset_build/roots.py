@@ -39,7 +39,7 @@ class Fetched:
         try:
             found = s3.stat(whole)
         except FileNotFoundError:
-            if name and s3.exists(whole):
+            if s3.exists(whole):
                 raise media.MediaError("not_media", f"{path}: not a regular file") from None
             raise media.MediaError("missing_media", media.missing(path)) from None
         media.check_size(found.size, path, self.max_file_mb)

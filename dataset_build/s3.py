@@ -4,9 +4,9 @@ Credentials, region and endpoint come from the environment alone (AWS_ACCESS_KEY
 AWS_PROFILE, AWS_ENDPOINT_URL, ...), which on a cluster is the environment that Ray's nodes were started with. Neither
 they nor the endpoint appear in an error's text.
 
-Two layers retry: botocore (AWS_RETRY_MODE, AWS_MAX_ATTEMPTS; here `standard` and 5 unless the environment says
-otherwise) and around it s3fs (five times, also when a body breaks off). Every read and connection has a timeout.
-Other settings of s3fs can be given as FSSPEC_S3, a JSON object.
+Two layers retry, each with back-off: botocore (AWS_RETRY_MODE, AWS_MAX_ATTEMPTS; here `standard` and 5 unless the
+environment says otherwise) and around it s3fs (five times, also when a body breaks off; see `_worth_another_try`).
+Every read and connection has a timeout. Other settings of s3fs can be given as FSSPEC_S3, a JSON object.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ READ_TIMEOUT_S = 30
 _MAX_ATTEMPTS = 5
 _READ_AHEAD_BYTES = 8 << 20
 _DELETE_AT_ONCE = 1000
+# Files from twice this size on are written in parts, so that a failed try repeats a part and not the file.
+_PART_BYTES = 16 << 20
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}")
 _URL = re.compile(r"https?://\S+")
 _REMEDY = {
@@ -67,8 +69,20 @@ def filesystem() -> Any:
     if "AWS_MAX_ATTEMPTS" not in os.environ:
         retries["total_max_attempts"] = _MAX_ATTEMPTS
     settings = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S, "retries": retries}
+    s3fs.core.set_custom_error_handler(_worth_another_try)
     settings |= fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
     return s3fs.S3FileSystem(config_kwargs=settings)
+
+
+def _worth_another_try(error: BaseException) -> bool:
+    """What s3fs should retry besides what it knows: it looks for the word SlowDown, but the answer to a HEAD request
+    has no text, only its number; and it takes a refused connection for final, though a server may be restarting."""
+    import botocore.exceptions as boto
+
+    if isinstance(error, boto.ClientError):
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return status == 429 or status >= 500
+    return isinstance(error, boto.ConnectionError)
 
 
 def stat(path: str) -> Stat:
@@ -127,7 +141,7 @@ def write(path: str, data: bytes) -> None:
     """Put an object; it is seen whole or not at all (large ones in parts, which count only once completed)."""
     bucket, key = split(path)
     with _explained(path, "take it", missing_is_an_error=True):
-        filesystem().pipe_file(f"{bucket}/{key}", data)
+        filesystem().pipe_file(f"{bucket}/{key}", data, chunksize=_PART_BYTES)
 
 
 def download(path: str, target: str, expected: int) -> None:

@@ -1,6 +1,6 @@
-"""Real servers for the whole test run: one Ray cluster and one Prefect server, started when a test first asks for them.
+"""Real servers for the whole test run: Ray, Prefect, S3, each started when a test first asks for it.
 
-Both bind to free loopback ports, keep their files in folders of their own, and are ended after the last test, failed
+All bind to free loopback ports, keep their files in folders of their own, and are ended after the last test, failed
 or not. `ray_session` connects this process to the cluster; subprocesses get `ray_cluster.env`.
 """
 
@@ -23,10 +23,43 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
 from infra import servers, services
+from tests.fixtures.s3_server import S3Server
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[servers.RayHead]:
+def s3_environment() -> Iterator[S3Server]:
+    """The address and credentials of an S3 server, in this process's environment; the server itself is `s3_server`.
+
+    Set before the Ray cluster starts, as on a real one: Ray's nodes get them from the environment they start in.
+    """
+    import fsspec.config
+
+    server = S3Server()
+    before = {name: os.environ.get(name) for name in server.environment}
+    os.environ.update(server.environment)
+    fsspec.config.set_conf_env(fsspec.config.conf)  # fsspec has read the environment when it was imported
+    try:
+        yield server
+    finally:
+        server.stop()
+        fsspec.config.conf.pop("s3", None)
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+@pytest.fixture
+def s3_server(s3_environment: S3Server) -> Iterator[S3Server]:
+    """A running S3 server that behaves until told otherwise. Buckets outlive a test: give each a name of its own."""
+    s3_environment.start()
+    s3_environment.calm()
+    yield s3_environment
+    s3_environment.calm()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3_environment: S3Server) -> Iterator[servers.RayHead]:
     """A Ray head with 4 logical CPUs, dashboard and token authentication. `.address`, `.dashboard_url`, `.env`."""
     folder = Path(tempfile.mkdtemp(prefix="emoray", dir="/tmp" if os.path.isdir("/tmp") else None))
     head = servers.start_ray_head(

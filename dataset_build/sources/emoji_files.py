@@ -108,7 +108,7 @@ def _fluent_path(root: str, stem: str) -> str:
     if os.sep in stem or ".." in stem:
         return f"fluent3d/img/{stem}.webp"
     for spelling in spellings:
-        if os.path.lexists(os.path.join(root, "fluent3d", "img", f"{spelling}.webp")):
+        if readers.exists(root, f"fluent3d/img/{spelling}.webp"):
             return f"fluent3d/img/{spelling}.webp"
     return f"fluent3d/img/{stem}.webp"
 
@@ -118,7 +118,7 @@ def _bad(vendor: Vendor, number: int, error: str, tone: str = "none") -> Drawing
 
 
 def check_root(root: str) -> None:
-    if not os.path.isdir(root):
+    if not readers.exists(root, "."):
         raise BuildError(
             f"{root}: the folder of the emoji pictures is not there; fetch the samples or set its root"
         )
