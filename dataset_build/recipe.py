@@ -188,7 +188,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> BuildRecipe
     if not os.path.exists(path):
         known = shipped_recipes()
         raise UsageError(
-            f"there is no recipe {name_or_path!r}{_nearest(name_or_path, known)}; shipped: {', '.join(known)}"
+            f"there is no recipe {name_or_path[:200]!r}{_nearest(name_or_path[:200], known)}; shipped: {', '.join(known)}"
         )
     raw = recipe_file.read(path)
     for override in overrides:
@@ -287,14 +287,26 @@ def _list_index(entries: list[Any], part: str, override: str) -> int:
     if part.isdigit() and int(part) < len(entries):
         return int(part)
     known = [name for name in names if name]
-    raise UsageError(
-        f"--set {override!r}: no entry {part!r}{_nearest(part, known)}; there are {', '.join(known)}"
-    )
+    raise UsageError(f"--set {override!r}: no entry {part!r}{_nearest(part, known)}")
+
+
+# pydantic's words where they speak of Python.
+_EXPECTED = {
+    "tuple_type": "expected a list",
+    "too_short": "expected a list with at least one entry",
+    "dict_type": "expected keys with values",
+    "model_type": "expected keys with values",
+    "string_type": "expected text",
+    "missing": "is missing",
+}
 
 
 def _explain(path: Path, error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
     lines = []
-    for problem in error.errors():
+    problems = error.errors()
+    for problem in problems:
+        if problem["type"] == "too_short" and any(len(other["loc"]) > 1 for other in problems):
+            continue  # a list is called empty because its entries are wrong, and those are named
         key = prefix + ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             known = _keys_beside(model, problem["loc"])
@@ -302,9 +314,8 @@ def _explain(path: Path, error: ValidationError, model: type[BaseModel], prefix:
         else:
             secret = any(word in key for word in ("api_key", "base_url"))  # a pasted key must not reach a log
             shown = "" if secret or problem["type"] == "missing" else f", found {problem['input']!r:.80}"
-            lines.append(
-                f"{key or 'recipe'}: {problem['msg'].removeprefix('Value error, ')}{shown if key else ''}"
-            )
+            said = _EXPECTED.get(problem["type"], problem["msg"].removeprefix("Value error, "))
+            lines.append(f"{key or 'recipe'}: {said}{shown if key else ''}")
     return f"{path}: " + "; ".join(lines)
 
 

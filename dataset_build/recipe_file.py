@@ -30,28 +30,27 @@ def read(path: Path) -> dict[str, Any]:
         raise UsageError(
             f"{path}: not a YAML file: byte {error.start} is not UTF-8; save it as UTF-8"
         ) from error
-    raw = parse(text, str(path))
+    raw = parse(text, str(path), "a YAML file of plain values")
     if not isinstance(raw, dict):
-        raise UsageError(f"{path}: a recipe is a mapping of keys to values, found {type(raw).__name__}")
+        found = "nothing" if raw is None else f"a {type(raw).__name__}"
+        raise UsageError(f"{path}: a recipe is a mapping of keys to values, found {found}")
     return raw
 
 
-def parse(text: str, where: str) -> Any:
-    """The value of a YAML text. Raises UsageError naming `where`, line and remedy."""
+def parse(text: str, where: str, what: str = "YAML") -> Any:
+    """The value of a YAML text. Raises UsageError naming `where`, what it should be, line and remedy."""
     try:
         return yaml.load(text, Loader=_PlainLoader)  # noqa: S506 - a SafeLoader that takes away more
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = " ".join(f"{error.problem or error.context}".split())[:200]
-        raise UsageError(
-            f"{where}{place}: not YAML that a recipe can hold: {problem}{_remedy(problem)}"
-        ) from error
+        raise UsageError(f"{where}{place}: not {what}: {problem}{_remedy(problem)}") from error
     except yaml.YAMLError as error:
-        raise UsageError(f"{where}: not a YAML file: {' '.join(str(error).split())[:200]}") from error
+        raise UsageError(f"{where}: not {what}: {' '.join(str(error).split())[:200]}") from error
     except (RecursionError, ValueError) as error:  # brackets without end; a date that is none
         problem = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
-        raise UsageError(f"{where}: not YAML that a recipe can hold: {problem}") from error
+        raise UsageError(f"{where}: not {what}: {problem}") from error
 
 
 def _remedy(problem: str) -> str:
