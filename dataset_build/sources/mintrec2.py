@@ -58,6 +58,8 @@ _FILES = {"train": "train.tsv", "val": "dev.tsv", "test": "test.tsv"}
 _TOPS = ("", "MIntRec2.0/")
 _OOD = "out-of-scope/MIntRec2.0-OOD"
 _SPEAKERS = {"Gleen": "Glenn"}
+# As MUStARD calls the series, so that two sources that share a show are seen to.
+_SHOWS = {"bigbang": "bbt"}
 _PRIVATE_USE = re.compile("[\ue000-\uf8ff]")
 _PLACES = ("split", "dialogue", "utterance")
 
@@ -195,7 +197,8 @@ def _item(
 
 
 def _group_keys(row: readers.Row, dialogue: int) -> dict[str, str]:
-    show = row.cells["Source"].strip().lower()
+    native = row.cells["Source"].strip().lower()
+    show = _SHOWS.get(native, native)
     keys = {"dialogue": f"dia{dialogue}"}
     if show:
         keys["show"] = show

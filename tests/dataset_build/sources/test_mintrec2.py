@@ -86,6 +86,11 @@ def test_the_total_files_alone_give_the_same_records(root, copy):
     assert left_out == Counter(source_rule=31, unknown_label=1, bad_row=2)
 
 
+def test_a_show_is_called_as_in_the_sources_that_share_it(root):
+    shows = {item.group_keys["show"] for item in records(root).values()}
+    assert shows == {"superstore", "friends", "bbt"}
+
+
 def test_gleen_is_glenn_and_private_use_characters_are_left_out(root):
     found = records(root)
     assert found["mintrec2/train/dia100_utt2"].speaker == "Glenn"
