@@ -27,7 +27,7 @@ _NOT_CONVERSION = tuple(
         "__main__.py", "card.py", "plots.py", "dedup.py", "ledger.py", "manifest.py", "pipeline.py", "plan.py", "progress.py",
         "provenance.py", "catalogue.py", "recipe.py", "recipe_file.py", "recipes/", "rewriting.py", "check.py", "sources/", "splits.py", "storage.py", "write.py", "errors.py",
         "decide.py", "dry.py", "gather.py", "index.py", "leakage.py", "near.py", "verify_rows.py",
-        "s3.py", "roots.py",
+        "s3.py", "roots.py", "export.py", "exports/",
     )
 )  # fmt: skip
 
@@ -158,7 +158,11 @@ def _items(recipe: BuildRecipe, spec: SourceSpec, plan: Plan) -> Iterator[Record
 def _storable(item: Record | Reject) -> Record | Reject:
     """The item; a bad_row reject where any text of it is not Unicode (JSON's escapes can spell half a character)."""
     plain = _plain(item) if isinstance(item, Record) else vars(item)
-    if _is_unicode(plain):
+    try:
+        json.dumps(plain, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        pass  # some text is not; which is found below
+    else:
         return item
     values = {name: value for name, value in plain.items() if not _is_unicode(value)}
     shown = "; ".join(f"{name} = {quality.escaped(repr(value))[:100]}" for name, value in values.items())
@@ -179,7 +183,7 @@ def _storable(item: Record | Reject) -> Record | Reject:
 def _is_unicode(value: object) -> bool:
     """Whether all text in a field's value, however deep, can be encoded."""
     if isinstance(value, str):
-        return value.isascii() or value == value.encode("utf-8", "ignore").decode()
+        return value == value.encode("utf-8", "ignore").decode()
     if isinstance(value, dict):
         return all(_is_unicode(part) for pair in value.items() for part in pair)
     return not isinstance(value, (tuple, list)) or all(map(_is_unicode, value))

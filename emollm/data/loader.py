@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dataset_build import storage
 from dataset_build.schema import SPLITS
+from emollm.data import folds
 from emollm.data.collate import Encoded, encode_text
 
 if TYPE_CHECKING:
@@ -92,17 +93,24 @@ def read_table(data: str, splits: Sequence[str], columns: Sequence[str] | None =
 
 def available_folds(data: str) -> list[int]:
     """The protocols this EmoBench has: 0..K-1 where sources are cross-validated, else just 0."""
-    folds = {fold for fold in _column(read_table(data, SPLITS, ["uid", "fold"]), "fold") if fold is not None}
-    return sorted(folds) or [0]
+    found = {fold for fold in _column(read_table(data, SPLITS, ["uid", "fold"]), "fold") if fold is not None}
+    return sorted(found) or [0]
 
 
 def training_table(data: str, fold: int, columns: Sequence[str] | None = None) -> pyarrow.Table:
-    """The training rows of protocol `fold`: rows of other folds, and of split train where a row has no fold."""
-    wanted = list(dict.fromkeys([*columns, "uid", "fold", "split"])) if columns else None
+    """The training rows of protocol `fold`: rows of other folds, and of split train where a row has no fold.
+
+    Where this EmoBench validates on folds (`emollm.data.folds`), the protocol's validation fold is left out too.
+    """
+    wanted = list(dict.fromkeys([*columns, "uid", "source", "fold", "split"])) if columns else None
     table = read_table(data, SPLITS, wanted)
+    manifest = storage.join(data, "manifest.json")
+    n_folds = folds.validating_folds(storage.read_json(manifest)) if storage.exists(manifest) else {}
     keep = [
-        (row_fold != fold) if row_fold is not None else split == "train"
-        for row_fold, split in zip(_column(table, "fold"), _column(table, "split"))
+        folds.part(fold, split, row_fold, n_folds.get(source)) == "train"
+        for source, row_fold, split in zip(
+            _column(table, "source"), _column(table, "fold"), _column(table, "split")
+        )
     ]
     chosen = table.filter(keep)
     if chosen.num_rows == 0:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dataset_build import storage
 from dataset_build.provenance import sha256_of_bytes, sha256_of_json
 from dataset_build.schema import SPLITS
+from emollm.data import folds
 
 _LIGHT_COLUMNS = [
     "uid",
@@ -56,6 +57,10 @@ class Row:
     media_sha256: tuple[str, ...]
     path: str
     index: int
+    n_folds: int | None = (
+        None  # of the source, where protocols validate on a fold of it (`emollm.data.folds`)
+    )
+    protocol: int | None = None  # whose model is asked, once `select_rows` has chosen the row
 
     @property
     def gold(self) -> tuple[str, ...]:
@@ -80,10 +85,11 @@ def read_rows(data: str, manifest: dict[str, Any]) -> list[Row]:
     Raises EvaluationError where a file is missing, has another number of rows than the manifest says, or a uid twice.
     """
     rows: list[Row] = []
+    n_folds = folds.validating_folds(manifest)
     for path in sorted(
         name for name in manifest["files"] if name.split("/")[0] in SPLITS and name.endswith(".parquet")
     ):
-        found = _read_file(data, path)
+        found = _read_file(data, path, n_folds)
         expected = manifest["files"][path]["rows"]
         if len(found) != expected:
             raise EvaluationError(
@@ -96,7 +102,7 @@ def read_rows(data: str, manifest: dict[str, Any]) -> list[Row]:
     return rows
 
 
-def _read_file(data: str, path: str) -> list[Row]:
+def _read_file(data: str, path: str, n_folds: dict[str, int]) -> list[Row]:
     import pyarrow.parquet as pq
 
     full = storage.join(data, path)
@@ -104,10 +110,10 @@ def _read_file(data: str, path: str) -> list[Row]:
         raise EvaluationError(f"{full} is in the manifest, but not there; build EmoBench again")
     with storage.open_read(full) as stream:
         values = pq.ParquetFile(stream).read(columns=_LIGHT_COLUMNS).to_pylist()
-    return [_row(value, path, index) for index, value in enumerate(values)]
+    return [_row(value, path, index, n_folds) for index, value in enumerate(values)]
 
 
-def _row(value: dict[str, Any], path: str, index: int) -> Row:
+def _row(value: dict[str, Any], path: str, index: int, n_folds: dict[str, int]) -> Row:
     media = value["media"] or []
     row = Row(
         uid=value["uid"],
@@ -125,6 +131,7 @@ def _row(value: dict[str, Any], path: str, index: int) -> Row:
         media_sha256=tuple(medium["sha256"] for medium in media),
         path=path,
         index=index,
+        n_folds=n_folds.get(value["source"]),
     )
     if row.options and row.answer not in row.options:
         raise EvaluationError(
@@ -134,31 +141,33 @@ def _row(value: dict[str, Any], path: str, index: int) -> Row:
 
 
 def protocol_of(row: Row) -> int:
-    """The protocol (and so the fold's model) that tests this row; rows without a fold belong to protocol 0."""
-    return 0 if row.fold is None else row.fold
+    """The protocol (and so the fold's model) that is asked the row: the one that tests it, unless `select_rows` says
+    another; rows without a fold belong to protocol 0."""
+    return row.protocol if row.protocol is not None else row.fold or 0
 
 
 def is_asked(row: Row, split: str) -> bool:
     """Whether the row is asked when `split` is evaluated.
 
-    `test`: the test rows of every protocol. `train`, `val`: the rows of that folder, which is what protocol 0 says.
+    `test`: the test rows of every protocol. `val`: likewise, where protocols validate on a fold. `train`, and `val`
+    otherwise: the rows of that folder, which is what protocol 0 says.
     """
-    if split == "test" and row.fold is not None:
+    if row.fold is not None and (split == "test" or (split == "val" and row.n_folds)):
         return True
     return row.split == split
 
 
 def is_training_row(row: Row, protocol: int) -> bool:
     """Whether the model of `protocol` was trained on the row (as far as EmoBench says; a recipe can take fewer)."""
-    return row.split == "train" if row.fold is None else row.fold != protocol
+    return folds.part(protocol, row.split, row.fold, row.n_folds) == "train"
 
 
 def select_rows(
-    rows: Iterable[Row], split: str, sub_tasks: Sequence[str], limit: int | None, folds: Sequence[int]
+    rows: Iterable[Row], split: str, sub_tasks: Sequence[str], limit: int | None, protocols: Sequence[int]
 ) -> tuple[list[Row], dict[str, int]]:
     """(rows to ask, sorted by uid; number of rows left out, by reason).
 
-    `folds`: the protocols there is a model for; test rows of others were training rows of these models. `limit` takes that many
+    `protocols`: those there is a model for; test rows of others were training rows of these models. `limit` takes that many
     rows per sub-task, those with the smallest sha256 of their uid: always the same ones, of all sources and labels.
     """
     left_out: Counter[str] = Counter()
@@ -166,7 +175,9 @@ def select_rows(
     for row in rows:
         if not is_asked(row, split) or row.sub_task not in sub_tasks:
             continue
-        if split == "test" and protocol_of(row) not in folds:
+        if split == "val" and row.fold is not None and row.n_folds:
+            row = replace(row, protocol=folds.validating_protocol(row.fold, row.n_folds))
+        if (split == "test" or row.protocol is not None) and protocol_of(row) not in protocols:
             left_out["fold_without_model"] += 1
             continue
         by_task.setdefault(row.sub_task, []).append(row)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -105,6 +109,21 @@ def test_protocols_follow_the_folds(tiny_recipe: TrainRecipe) -> None:
         for row in rows:
             expected = row["fold"] != fold if row["fold"] is not None else row["split"] == "train"
             assert (row["uid"] in trained) == expected
+
+
+def test_a_validation_fold_is_not_trained_on(tmp_path: Path) -> None:
+    """The manifest says that protocols validate on a fold, and how many folds each source has."""
+    rows = [(f"a{k}", "a", k) for k in range(3)] + [(f"b{k}", "b", k) for k in range(4)] + [("t", "c", None)]
+    columns = dict(zip(("uid", "source", "fold"), map(list, zip(*rows))))
+    (tmp_path / "train").mkdir()
+    pq.write_table(
+        pa.table({**columns, "split": ["train"] * len(rows)}), tmp_path / "train" / "x-00000.parquet"
+    )
+    facts = {"a": {"folds": 3}, "b": {"folds": 4}, "c": {"folds": None}}
+    for fold_val, expected in ((True, {"a1", "b0", "b1", "t"}), (False, {"a0", "a1", "b0", "b1", "b3", "t"})):
+        manifest = {"recipe": {"splits": {"fold_val": fold_val}}, "source_facts": facts}
+        (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+        assert set(training_table(str(tmp_path), 2, ["uid"])["uid"].to_pylist()) == expected
 
 
 @settings(max_examples=100, deadline=None)

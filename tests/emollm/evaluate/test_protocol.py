@@ -55,6 +55,31 @@ def test_every_fold_is_tested_by_its_own_model_and_trains_the_others() -> None:
         assert not is_training_row(asked_row, protocol_of(asked_row))
 
 
+def test_with_validation_folds_a_protocol_neither_trains_on_nor_validates_on_the_fold_it_tests() -> None:
+    """Two sources with 3 and 4 folds: protocol k validates on fold (k + 1) mod n of each."""
+    rows = [replace(row(f"a{k}", fold=k, source="a"), n_folds=3) for k in range(3)]
+    rows += [replace(row(f"b{k}", fold=k, source="b"), n_folds=4) for k in range(4)]
+    rows += [row("t"), row("v", split="val")]
+    trained = {k: {r.uid for r in rows if is_training_row(r, k)} for k in range(4)}
+    assert trained[0] == {"a2", "b2", "b3", "t"}
+    assert trained[2] == {"a1", "b0", "b1", "t"}
+    asked, _ = select_rows(rows, "val", ["emo_c"], None, range(4))
+    assert {r.uid: protocol_of(r) for r in asked} == {
+        "a0": 2, "a1": 0, "a2": 1, "b0": 3, "b1": 0, "b2": 1, "b3": 2, "v": 0,
+    }  # fmt: skip
+    for asked_row in asked:
+        assert asked_row.fold is None or asked_row.fold != protocol_of(asked_row)
+        assert asked_row.uid not in trained[protocol_of(asked_row)]
+    tested, _ = select_rows(rows, "test", ["emo_c"], None, range(4))
+    assert all(protocol_of(r) == r.fold for r in tested) and len(tested) == 7
+
+
+def test_validation_rows_of_folds_without_a_model_are_left_out_and_counted() -> None:
+    rows = [replace(row(f"a{k}", fold=k), n_folds=3) for k in range(3)]
+    asked, left_out = select_rows(rows, "val", ["emo_c"], None, [0])
+    assert [r.uid for r in asked] == ["a1"] and left_out == {"fold_without_model": 2}
+
+
 def test_folds_without_a_model_are_left_out_and_counted() -> None:
     rows = [row("a", fold=0, split="test"), row("b", fold=1), row("c", fold=1)]
     asked, left_out = select_rows(rows, "test", ["emo_c"], None, [0])

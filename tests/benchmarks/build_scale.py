@@ -1,0 +1,157 @@
+"""Memory and rate of a build as the number of rows grows: generated pictures in EmoSet's layout, one build per size.
+
+    python tests/benchmarks/build_scale.py --rows 10000 100000
+
+Each build runs as a process of its own with a local Ray; beside it the proportional set size (PSS: shared pages divided
+among those who share them) of that process and all its descendants is sampled, so driver, workers, Ray's own daemons and
+its object store all count. Prints rows/s, seconds of CPU per 1,000 rows and the peak for each size, and how the peaks
+compare; with --json FILE also writes them. DESIGN.md asks for a peak at 100,000 rows of at most 1.25 times that at
+10,000.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import yaml
+
+PROJECT = Path(__file__).resolve().parents[2]
+EMOTIONS = ("amusement", "anger", "awe", "contentment", "disgust", "excitement", "fear", "sadness")
+SHARES = {"train": 0.8, "val": 0.05, "test": 0.15}
+
+
+def write_tree(root: Path, rows: int, side_px: int) -> None:
+    """An EmoSet tree of small JPEG pictures of random blocks, each with bytes and a hash of its own."""
+    from PIL import Image
+
+    draw = random.Random(rows)
+    lists: dict[str, list[list[str]]] = {split: [] for split in SHARES}
+    for number in range(rows):
+        emotion = EMOTIONS[number % len(EMOTIONS)]
+        split = draw.choices(list(SHARES), weights=list(SHARES.values()))[0]
+        name = f"{emotion}_{number:06d}"
+        path = root / "image" / emotion / f"{name}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        blocks = Image.frombytes("RGB", (8, 8), draw.randbytes(8 * 8 * 3))
+        blocks.resize((side_px, side_px), Image.Resampling.BICUBIC).save(path, "JPEG", quality=85)
+        lists[split].append(
+            [emotion, name, f"image/{emotion}/{name}.jpg", f"annotation/{emotion}/{name}.json"]
+        )
+    for split, entries in lists.items():
+        (root / f"{split}.json").write_text(json.dumps(entries))
+
+
+def recipe(root: Path, out: Path) -> dict[str, object]:
+    return {
+        "name": "scale",
+        "out": str(out),
+        "sources": [{"name": "emoset", "root": str(root)}],
+        "media": {"max_side_px": 64},
+    }
+
+
+def memory_of_tree(process: psutil.Process) -> dict[str, int]:
+    """PSS by kind of process, in bytes; processes that end while they are read count nothing."""
+    found = {"driver": 0, "workers": 0, "ray": 0}
+    for member in [process, *process.children(recursive=True)]:
+        try:
+            name = " ".join(member.cmdline()[:1])
+            kind = "driver" if member.pid == process.pid else "workers" if name.startswith("ray::") else "ray"
+            found[kind] += member.memory_full_info().pss
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+def build(path: Path, every_s: float, workers: int) -> dict[str, object]:
+    """Run one build to its end, sampling its process tree. Raises CalledProcessError where it fails."""
+    started = time.monotonic()
+    command = [sys.executable, "-m", "dataset_build", "build", str(path), "--workers", str(workers)]
+    process = subprocess.Popen(command, cwd=PROJECT, env={**os.environ, "PYTHONPATH": str(PROJECT)})
+    tree, peak, parts, cpu_s = psutil.Process(process.pid), 0, {}, {}
+    while process.poll() is None:
+        now = memory_of_tree(tree)
+        if sum(now.values()) > peak:
+            peak, parts = sum(now.values()), now
+        for member in _members(tree):
+            cpu_s[member.pid] = _cpu_seconds(member, cpu_s.get(member.pid, 0.0))
+        time.sleep(every_s)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return {
+        "seconds": time.monotonic() - started,
+        "peak_bytes": peak,
+        "peak_parts": parts,
+        "cpu_seconds": sum(cpu_s.values()),
+    }
+
+
+def _members(tree: psutil.Process) -> list[psutil.Process]:
+    try:
+        return [tree, *tree.children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
+def _cpu_seconds(member: psutil.Process, before: float) -> float:
+    try:
+        times = member.cpu_times()
+        return float(times.user + times.system)
+    except psutil.Error:
+        return before
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000])
+    parser.add_argument("--side-px", type=int, default=24)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--every-s", type=float, default=0.5, help="pause between two samples of memory")
+    parser.add_argument("--folder", help="where trees and builds are made (default: a temporary folder)")
+    parser.add_argument("--json", help="also write the numbers here")
+    options = parser.parse_args()
+    folder = Path(options.folder or tempfile.mkdtemp(prefix="emoscale"))
+    folder.mkdir(parents=True, exist_ok=True)
+    results = []
+    try:
+        for rows in options.rows:
+            root, out = folder / f"tree-{rows}", folder / f"out-{rows}"
+            if not root.exists():
+                write_tree(root, rows, options.side_px)
+            shutil.rmtree(out, ignore_errors=True)
+            path = folder / f"recipe-{rows}.yaml"
+            path.write_text(yaml.safe_dump(recipe(root, out)))
+            found = {"rows": rows, **build(path, options.every_s, options.workers)}
+            results.append(found)
+            print(
+                f"{rows} rows: {found['seconds']:.0f} s, {rows / found['seconds']:.0f} rows/s, "
+                f"{1000 * found['cpu_seconds'] / rows:.2f} s CPU per 1,000 rows, peak {found['peak_bytes'] / 2**20:.0f} MiB "
+                f"({', '.join(f'{k} {v / 2**20:.0f}' for k, v in found['peak_parts'].items())})",
+                flush=True,
+            )
+        first, last = results[0], results[-1]
+        print(
+            f"peak at {last['rows']} rows: {last['peak_bytes'] / first['peak_bytes']:.3f} x that at {first['rows']}"
+        )
+        if options.json:
+            Path(options.json).write_text(json.dumps(results, indent=2) + "\n")
+    finally:
+        if not options.folder:
+            shutil.rmtree(folder, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
