@@ -96,7 +96,7 @@ def read(root: str, options: Options) -> Iterator[Record | Reject]:
         "Manually_Annotated/Manually_Annotated_Images",
         "Manually_Annotated",
     )
-    folder = next((name for name in folders if readers.exists(root, name)), folders[0])
+    folder = readers.folder(root, *folders)
     for split, path in lists.items():
         for row in _rows(root, path):
             yield from _listed(path, folder, split, row, options)
