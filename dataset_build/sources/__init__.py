@@ -24,6 +24,7 @@ REGISTRY = {
     "artemis": "dataset_build.sources.artemis",
     "expw": "dataset_build.sources.expw",
     "caer": "dataset_build.sources.caer",
+    "cmu_mosei": "dataset_build.sources.cmu_mosei",
     "crema_d": "dataset_build.sources.crema_d",
     "dfew": "dataset_build.sources.dfew",
     "iemocap": "dataset_build.sources.iemocap",
