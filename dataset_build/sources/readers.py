@@ -51,7 +51,7 @@ def find(root: str, *candidates: str, what: str = "annotation file") -> str:
     for candidate in candidates:
         if exists(root, candidate):
             return candidate
-    linked = next((f". {path}: {why}" for path in candidates if (why := _outside(root, path))), "")
+    linked = next((f". {path}: {why}" for path in candidates if (why := outside(root, path))), "")
     raise BuildError(
         f"{root}: its {what} is not there; looked for {', '.join(candidates)}. Set the source's root to the "
         f"folder that holds it{linked}"
@@ -60,10 +60,10 @@ def find(root: str, *candidates: str, what: str = "annotation file") -> str:
 
 def exists(root: str, path: str) -> bool:
     """Whether a file or folder is there, inside the root."""
-    return not _outside(root, path) and storage.exists(storage.join(root, path))
+    return not outside(root, path) and storage.exists(storage.join(root, path))
 
 
-def _outside(root: str, path: str) -> str:
+def outside(root: str, path: str) -> str:
     """Why `path` is not a place inside `root`; empty where it is one (a file need not be there)."""
     parts = path.replace("\\", "/").split("/")
     if "\x00" in path or path != path.encode("utf-8", "ignore").decode():
@@ -90,7 +90,7 @@ def listing(root: str, folder: str = ".") -> list[str]:
 
     For sources without an annotation file, whose folders are the labels. Raises BuildError where it is not there.
     """
-    why = _outside(root, folder)
+    why = outside(root, folder)
     if why:
         raise BuildError(f"{storage.join(root, folder)!r}: {why}")
     top = root if folder in (".", "") else storage.join(root, folder)
@@ -107,7 +107,7 @@ def listing(root: str, folder: str = ".") -> list[str]:
 def read(root: str, path: str, max_bytes: int = MAX_ANNOTATION_BYTES) -> bytes:
     """The bytes of an annotation file. Raises BuildError naming it where it is missing, outside or absurdly large."""
     full = storage.join(root, path)
-    why = _outside(root, path)
+    why = outside(root, path)
     if why:
         raise BuildError(f"{full!r}: {why}")
     if not storage.is_remote(full) and os.path.exists(full) and not os.path.isfile(full):
