@@ -51,6 +51,7 @@ GROUP_KEY = "picture"
 DEMONSTRATION = False
 
 _TOPS = ("", "data/", "hateful_memes/")
+_MAX_ID_CHARS = 200
 _PHASE_1 = {"dev_seen": "dev", "test_seen": "test"}
 
 
@@ -105,7 +106,8 @@ def _item(path: str, split: str, number: int, row: dict[str, Any] | str) -> Reco
         uid = f"{NAME}/{split}/{name}-line-{number}"
         return Reject(uid, NAME, split, "hate", "bad_row", f"{where}: {row}")
     native_id, image, text = row.get("id"), row.get("img"), row.get("text", "")
-    if isinstance(native_id, bool) or not isinstance(native_id, (int, str)) or str(native_id).strip() == "":
+    is_id = isinstance(native_id, (int, str)) and not isinstance(native_id, bool)
+    if not is_id or not 0 < len(str(native_id).strip()) <= _MAX_ID_CHARS:
         uid = f"{NAME}/{split}/{name}-line-{number}"
         return Reject(uid, NAME, split, "hate", "bad_row", f"{where}: id is {native_id!r:.80}, not a number")
     uid = f"{NAME}/{split}/{native_id}"

@@ -45,6 +45,7 @@ DEMONSTRATION = False
 
 _NAMES = tuple(labels.INTENTONOMY)
 _OPTIONS = tuple(labels.INTENTONOMY.values())
+_MAX_ID_CHARS = 200
 _LABEL_KEYS = ("category_ids_softprob", "category_ids", "image_category_id")  # the last: in renamed copies
 
 
@@ -116,14 +117,14 @@ def _items(
         yield _item(path, split, number, row, by_id.get(image_id), on_disk, options)
     for image_id in by_id:
         if image_id not in annotated:
-            uid = f"{NAME}/{split}/{image_id}"
+            uid = f"{NAME}/{split}/{image_id[:_MAX_ID_CHARS]}"
             yield Reject(uid, NAME, split, "intent", "source_rule", f"{path}: listed without an annotation")
 
 
 def _item(
     path: str, split: str, number: int, row: Any, image: Any, on_disk: frozenset[str], options: Options
 ) -> Record | Reject:
-    if not isinstance(row, dict) or not row.get("image_id"):
+    if not isinstance(row, dict) or not 0 < len(str(row.get("image_id") or "")) <= _MAX_ID_CHARS:
         uid = f"{NAME}/{split}/row-{number}"
         detail = f"{path} annotation {number}: expected an object with image_id, found {row!r:.120}"
         return Reject(uid, NAME, split, "intent", "bad_row", detail)
