@@ -79,8 +79,9 @@ _IMAGES: dict[Set, tuple[str, str]] = {
 
 
 class Options(base.Options):
-    """`sets` to read; `label_rule`: see the module's text. `harm_c_images` and `harm_p_images`: the folder of the
-    pictures, relative to the root, where it is none of the usual ones.
+    """`sets` to read. `label_rule`: `harmful_merged` calls somewhat and very harmful memes hateful (the papers' two
+    classes), `very_only` only the very harmful ones. `harm_c_images` and `harm_p_images`: the folder of the pictures,
+    relative to the root, where it is none of the usual ones.
     """
 
     sets: tuple[Set, ...] = Field(("harm_c", "harm_p"), min_length=1)

@@ -54,7 +54,9 @@ _MAX_ID_DIGITS = 30
 
 
 class Options(base.Options):
-    """`label_rule`: see the module's text. `ocr` False leaves the 59,000 small files of img_txt/ unread."""
+    """`label_rule`: a tweet is hateful if at least two of three annotators say so (`majority_binary`, official), if `any`
+    does, or if `all` do. `ocr` False leaves the many small files of img_txt/ unread (on S3 each costs a request).
+    """
 
     label_rule: Literal["majority_binary", "any", "all"] = "majority_binary"
     ocr: bool = True
