@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from dataset_build import ledger, manifest, media, pipeline, schema
+from dataset_build import ledger, manifest, media, pipeline, plan, schema, write
 from dataset_build.errors import BuildError
 from dataset_build.recipe import load_recipe
 from tests.fixtures.emoji_tree import draw_face, smoke_overrides, write_emoji_tree
@@ -144,6 +145,39 @@ def test_a_killed_build_redoes_only_unfinished_shards_and_ends_with_the_same_dig
     assert {name: after[name] for name in before} == before  # the finished ones were not touched
 
 
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_a_build_killed_again_and_again_at_random_moments_ends_with_the_same_digest(
+    smoke, tree, tmp_path, ray_cluster, kills
+):
+    """Moments from before the first shard to after the last, a random while into what comes then."""
+    out, draw = tmp_path / "killed", random.Random(kills)
+    recipe = load_recipe("smoke", [*smoke_overrides(tree, out), "shard_rows=16"])
+    n_shards = len(plan.make(recipe, None).shards)
+    moments = sorted(draw.choices(range(n_shards + 1), k=kills - 1)) + [n_shards]
+    environment = {**os.environ, **ray_cluster.env}
+    unfinished = 0
+    for moment in moments:
+        process = subprocess.Popen(
+            command(tree, out, "--set", "shard_rows=16"),
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 90
+        try:
+            while len(markers(out)) < moment and process.poll() is None:
+                assert time.monotonic() < deadline, f"no {moment} shards were finished in 90 s"
+                time.sleep(0.02)
+            time.sleep(draw.uniform(0, 1.5))
+        finally:
+            process.kill()
+            process.wait()
+        unfinished += not (out / "manifest.json").exists()
+    assert unfinished >= kills - 1, "the kills came too late to show anything"
+    assert pipeline.build(recipe)["digest"] == smoke[1]["digest"]
+    assert manifest.verify(str(out), deep=True) == []
+
+
 def test_a_changed_file_redoes_only_its_shard(smoke, tree, tmp_path, ray_session):
     root, out = tmp_path / "samples", tmp_path / "out"
     shutil.copytree(tree, root)
@@ -160,6 +194,25 @@ def test_a_changed_file_redoes_only_its_shard(smoke, tree, tmp_path, ray_session
     assert len(after) == len(before)
     assert len(set(before) - set(after)) == 1
     assert [name.split("-")[0] for name in set(after) - set(before)] == ["gestures"]
+    assert all(
+        after[name] == before[name] for name in set(before) & set(after)
+    )  # the others were not written again
+
+
+def test_validation_folds_lie_in_val_and_the_manifest_says_how_each_source_is_split(
+    tree, tmp_path, ray_session
+):
+    out = tmp_path / "out"
+    overrides = [*smoke_overrides(tree, out), "splits.folds=3", "splits.fold_val=true"]
+    done = pipeline.build(load_recipe("smoke", overrides))
+    folders = {(row["fold"], row["split"]) for row in samples(out) if row["source"] == "emoji_pictures"}
+    assert folders == {(0, "test"), (1, "val"), (2, "train")}
+    facts = done["source_facts"]
+    assert (facts["emoji_pictures"]["split"], facts["emoji_pictures"]["folds"]) == ("folds", 3)
+    assert (facts["gestures"]["split"], facts["gestures"]["folds"]) == ("official", None)
+    assert {name for name, fact in facts.items() if not fact["groups_whole"]} == {"gestures"}
+    assert done["warnings"] == []
+    assert manifest.verify(str(out), deep=True) == []
 
 
 def plant_four_faults(root: Path) -> dict[str, str]:
@@ -253,6 +306,25 @@ def test_verify_finds_a_changed_byte_and_a_missing_file(smoke, tmp_path):
     assert any("sha256 is not the manifest's" in problem for problem in problems)
     assert "duplicates.parquet: missing" in problems
     assert manifest.unchanged(str(out), smoke[1]["inputs_digest"]) is None
+
+
+def test_the_deep_check_finds_a_doubled_row_and_a_torn_group(smoke, tmp_path):
+    out = tmp_path / "copy"
+    shutil.copytree(smoke[0], out)
+    path = sorted((out / "train").glob("emoji_pictures-*.parquet"))[0]
+    found = pq.read_table(path).to_pylist()
+    doubled, moved = (
+        found[0],
+        {**found[1], "fold": 0},
+    )  # a fold-0 row lies in test, as the rest of its group does not
+    write.write_rows(str(path), [doubled, *found[:1], moved, *found[2:]], schema.sample_schema())
+    problems = manifest.content_problems(str(out), smoke[1])
+    name = f"train/{path.name}"
+    assert problems.count(f"{name}: uid {doubled['uid']} appears twice") == 2
+    assert any(f"{name}: {len(found) + 1} rows" in problem for problem in problems)
+    assert f"{name}: {moved['uid']}: fold 0 lies in train; its folder in this build is test" in problems
+    emoji = dict(moved["group_keys"])["emoji"]
+    assert any(f"group ('emoji', '{emoji}') is both in" in problem for problem in problems)
 
 
 def test_the_card_says_what_matters(smoke):
