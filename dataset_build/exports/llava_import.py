@@ -173,7 +173,10 @@ def _entries(folder: str, name: str) -> Iterator[Any]:
     with storage.open_read(full) as stream:
         while True:
             chunk = stream.read(_CHUNK_BYTES)
-            text += to_text.decode(chunk, final=not chunk)
+            try:
+                text += to_text.decode(chunk, final=not chunk)
+            except UnicodeDecodeError as error:
+                raise BuildError(f"{full}: not UTF-8 ({error.reason}); export again") from error
             while text := text.lstrip(" \t\r\n,"):
                 if text[0] != ("{" if opened else "["):
                     if opened and text[0] == "]":
