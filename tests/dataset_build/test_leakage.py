@@ -19,7 +19,6 @@ from dataset_build.errors import BuildError
 from dataset_build.index import Index
 from dataset_build.recipe import BuildRecipe
 from dataset_build.schema import Record
-from tests.fixtures import sources as fixtures
 
 PROJECT = Path(__file__).resolve().parents[2]
 ANNOTATIONS = Path(os.environ.get("EMOBENCH_ANNOTATIONS") or PROJECT.parent / "shared" / "annotations")
@@ -205,20 +204,3 @@ def test_in_five_folds_every_mustard_row_is_a_test_row_so_meld_gives_way_to_all(
     assert by_source["meld"] >= 147
     report = decide.leakage_report(folds, found, decision)
     assert [entry["source"] for entry in report["straddling_groups"]] == ["mustard"]
-
-
-# --- what a build would do -------------------------------------------------------------------------------------------
-
-
-def test_a_dry_run_counts_rows_files_and_bytes_without_opening_a_picture(tmp_path, capsys):
-    planted = fixtures.build("emoset", tmp_path / "emoset")
-    counted = dry.run(recipe("emoset", root=tmp_path))["emoset"]
-    assert sum(one.records for one in counted.values()) == planted.records
-    assert Counter({split: one.records for split, one in counted.items()}) == planted.splits
-    files = {path for path in (tmp_path / "emoset" / "image").rglob("*") if path.is_file()}
-    assert sum(one.files for one in counted.values()) == len(files)
-    assert sum(one.n_bytes for one in counted.values()) == sum(path.stat().st_size for path in files)
-    assert sum(one.absent for one in counted.values()) == 2  # one missing, one outside the root
-    printed = capsys.readouterr().out
-    assert "emoset" in printed and "output, about" in printed
-    assert not (tmp_path / "out").exists()
