@@ -125,6 +125,38 @@ def _parser() -> argparse.ArgumentParser:
     )
     stats.add_argument("out", help="the folder of the build")
     stats.set_defaults(run=_stats)
+
+    export = command(
+        "export",
+        "write a finished build as LLaVA conversations, for Hugging Face datasets, or as WebDataset shards",
+        "runs/emobench llava runs/emobench-llava",
+        "runs/emobench datasets runs/emobench-hf --split train --split val",
+        "s3://bucket/emobench webdataset s3://bucket/shards --source meld --source mustard",
+    )
+    export.add_argument("out", help="the folder of the build")
+    export.add_argument("format", help="llava, datasets or webdataset")
+    export.add_argument("dest", help="a folder of its own, or s3://BUCKET/PREFIX")
+    export.add_argument(
+        "--split", action="append", default=[], metavar="SPLIT", help="only this split (may be repeated)"
+    )
+    export.add_argument(
+        "--source", action="append", default=[], metavar="NAME", help="only this source (may be repeated)"
+    )
+    export.add_argument(
+        "--force", action="store_true", help="replace what an export writes in a folder that is not empty"
+    )
+    export.set_defaults(run=_export)
+
+    back = command(
+        "import", "make a finished build from an export", "llava runs/emobench-llava runs/emobench-again"
+    )
+    back.add_argument("format", choices=["llava"], help="what `export` wrote")
+    back.add_argument("folder", help="the folder of the export")
+    back.add_argument("out", help="where the build goes")
+    back.add_argument(
+        "--force", action="store_true", help="replace what a build writes in a folder that is not empty"
+    )
+    back.set_defaults(run=_import)
     return parser
 
 
@@ -189,6 +221,22 @@ def _stats(options: argparse.Namespace) -> int:
 
     content = manifest.read_manifest(options.out)
     print(card.text_summary(content, card.collect(options.out, content)))
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from dataset_build import export
+
+    export.export(
+        options.out, options.format, options.dest, options.split, options.source, force=options.force
+    )
+    return 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    from dataset_build.exports import llava_import
+
+    llava_import.import_build(options.folder, options.out, force=options.force)
     return 0
 
 

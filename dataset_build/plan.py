@@ -24,7 +24,7 @@ from dataset_build.schema import Crop, MediaRef, Record, Reject, Turn
 _NOT_CONVERSION = tuple(
     f"dataset_build/{name}"
     for name in (
-        "__main__.py", "card.py", "plots.py", "dedup.py", "ledger.py", "manifest.py", "pipeline.py", "plan.py", "progress.py",
+        "__main__.py", "card.py", "card_counts.py", "card_losses.py", "card_plots.py", "markdown.py", "plots.py", "dedup.py", "ledger.py", "manifest.py", "pipeline.py", "plan.py", "progress.py",
         "provenance.py", "catalogue.py", "recipe.py", "recipe_file.py", "recipes/", "rewriting.py", "check.py", "sources/", "splits.py", "storage.py", "write.py", "errors.py",
         "decide.py", "dry.py", "gather.py", "index.py", "leakage.py", "near.py", "verify_rows.py",
         "s3.py", "roots.py", "export.py", "exports/",

@@ -144,6 +144,13 @@ def write(path: str, data: bytes) -> None:
         filesystem().pipe_file(f"{bucket}/{key}", data, chunksize=_PART_BYTES)
 
 
+def upload(path: str, source: str) -> None:
+    """Put a local file, in parts where it is large, without holding it in memory; seen whole or not at all."""
+    bucket, key = split(path)
+    with _explained(path, "take it", missing_is_an_error=True):
+        filesystem().put_file(source, f"{bucket}/{key}", chunksize=_PART_BYTES)
+
+
 def download(path: str, target: str, expected: int) -> None:
     """Write an object's bytes to a local file, going on where the connection broke. Raises as `read` does."""
     bucket, key = split(path)
