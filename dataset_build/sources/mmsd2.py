@@ -93,4 +93,5 @@ def _id(value: Any) -> str:
     """The digits of a tweet's id; empty for anything else, a float too (it has lost the last digits)."""
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**30:
         return str(value)
-    return value if isinstance(value, str) and value.isascii() and value.isdigit() else ""
+    digits = value if isinstance(value, str) and value.isascii() and value.isdigit() else ""
+    return digits if len(digits) <= 30 else ""

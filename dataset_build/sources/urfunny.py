@@ -137,7 +137,8 @@ def _id(value: Any) -> str:
     value = _plain(value)
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**30:
         return str(value)
-    return value if isinstance(value, str) and value.isascii() and value.isdigit() else ""
+    digits = value if isinstance(value, str) and value.isascii() and value.isdigit() else ""
+    return digits if len(digits) <= 30 else ""
 
 
 def _texts(entry: Any) -> list[str] | str:
