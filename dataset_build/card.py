@@ -1,139 +1,122 @@
-"""OUT/README.md and OUT/stats/*.png: what is in a build, what was left out and why, and what it cannot show."""
+"""OUT/README.md and OUT/stats/*.png: what is in a build, what was left out and why, and what it cannot show.
+
+The card is written for a person who decides whether to use the data: totals and warnings first, then one table a
+question; what is long (labels of each source, splits of the ledger, examples) is folded away in `<details>`.
+"""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dataset_build import ledger, plots, schema, storage
+from dataset_build import card_losses, card_plots, ledger, markdown, schema, storage
+from dataset_build.card_counts import Stats, collect
 from dataset_build.labels import SUB_TASK_NAMES
+
+__all__ = ["collect", "render", "text_summary", "write"]
 
 DEMONSTRATION = "demonstration, separable by style"
 NO_SAMPLE = "no openly licensed sample"
-_COLUMNS = ("source", "sub_task", "split", "fold", "answer", "demonstration")
-_MEDIA_COLUMNS = tuple(f"media.list.element.{name}" for name in ("kind", "width", "height"))
+# Longer tables show so many rows; the rest is folded.
+_LABELS_SHOWN = 12
+_KINDS = {"image": "pictures", "video": "clips", "audio": "sound tracks"}
+Manifest = Mapping[str, Any]
 
 
-@dataclass
-class Stats:
-    """Counts over all kept rows."""
-
-    labels: Counter[tuple[str, str, str, str]] = field(
-        default_factory=Counter
-    )  # sub_task, source, label, split
-    folds: Counter[tuple[str, int]] = field(default_factory=Counter)  # source, fold
-    sides: dict[str, Counter[int]] = field(
-        default_factory=lambda: defaultdict(Counter)
-    )  # source → longer side, px
-    demonstrations: set[str] = field(default_factory=set)  # sub-tasks with demonstration rows only
-    rejects: list[dict[str, Any]] = field(default_factory=list)
-    duplicates: list[dict[str, Any]] = field(default_factory=list)
-
-
-def collect(out: str, manifest: Mapping[str, Any]) -> Stats:
-    """Read the columns that are counted; pictures stay on disk."""
-    import pyarrow.parquet as pq
-
-    stats = Stats()
-    real: set[str] = set()
-    for path in manifest["files"]:
-        if "/" not in path:
-            continue
-        with storage.open_read(storage.join(out, path)) as stream:
-            for row in pq.ParquetFile(stream).read(columns=[*_COLUMNS, *_MEDIA_COLUMNS]).to_pylist():
-                stats.labels[row["sub_task"], row["source"], row["answer"], row["split"]] += 1
-                (stats.demonstrations if row["demonstration"] else real).add(row["sub_task"])
-                if row["fold"] is not None:
-                    stats.folds[row["source"], row["fold"]] += 1
-                for medium in row["media"]:
-                    if medium["kind"] != "audio":
-                        stats.sides[row["source"]][max(medium["width"], medium["height"])] += 1
-    stats.demonstrations -= real
-    for name, target in (("rejects.parquet", stats.rejects), ("duplicates.parquet", stats.duplicates)):
-        with storage.open_read(storage.join(out, name)) as stream:
-            target += pq.read_table(stream).to_pylist()
-    return stats
-
-
-def write(out: str, manifest: Mapping[str, Any]) -> None:
+def write(out: str, manifest: Manifest) -> None:
     """Write the card and its plots."""
     stats = collect(out, manifest)
-    for name, picture in _plots(stats).items():
+    for name, picture in card_plots.draw(stats).items():
         storage.write_bytes(storage.join(out, "stats", name), picture)
     storage.write_bytes(storage.join(out, "README.md"), render(manifest, stats).encode())
 
 
-def render(manifest: Mapping[str, Any], stats: Stats) -> str:
+def render(manifest: Manifest, stats: Stats) -> str:
     """The card as Markdown."""
     parts = [
         _head(manifest, stats),
+        _warnings(manifest),
         _sub_tasks(stats),
+        _sources(manifest, stats),
         _labels(stats),
         _ledger(manifest),
         _splits(manifest, stats),
-        _left_out(stats),
-        _twins(stats),
-        _sources(manifest),
+        card_losses.left_out(stats),
+        card_losses.twins(stats),
+        card_losses.notes(stats),
+        _asking(manifest, stats),
+        _licences(manifest),
         _reading(manifest),
     ]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
-def text_summary(manifest: Mapping[str, Any], stats: Stats) -> str:
-    """Ledger, labels and rejects for a terminal."""
+def text_summary(manifest: Manifest, stats: Stats) -> str:
+    """Ledger, labels, rejects and leakage for a terminal."""
     rows = [["sub-task", "source", "label", *schema.SPLITS]]
     for sub_task, source, label in sorted({key[:3] for key in stats.labels}):
         rows.append(
             [sub_task, source, label, *(str(stats.labels[sub_task, source, label, s]) for s in schema.SPLITS)]
         )
+    rejects = [["source", "reason", "rows", "for example"]]
+    for (source, reason), n in sorted(stats.faults.items()):
+        rejects.append([source, reason, f"{n:,}", markdown.cut(stats.examples[source, reason][0])])
+    for (source, rule), n in sorted(stats.rules.items(), key=lambda item: (item[0][0], -item[1])):
+        rejects.append([source, "source_rule", f"{n:,}", rule])
+    if stats.unclear:
+        rejects.append(
+            ["", "source_rule", f"{stats.unclear.total():,}", "emoji without one of the eight feelings"]
+        )
+    twins = [["source", "removed by", "rows", ""]]
+    for (source, rule, across), n in sorted(stats.duplicates.items()):
+        twins.append([source, rule, f"{n:,}", "for the sake of another split" if across else "same split"])
     tables = [
         ledger.table(manifest["sources"]),
         ledger.aligned(rows, right_from=3),
-        ledger.reject_table(stats.rejects),
+        ledger.aligned(rejects, right_from=99) if len(rejects) > 1 else "nothing was rejected",
+        ledger.aligned(twins, right_from=99) if len(twins) > 1 else "no twin was removed",
+        *(f"WARNING: {warning}" for warning in manifest.get("warnings", ())),
     ]
     return "\n\n".join(tables)
 
 
-def _head(manifest: Mapping[str, Any], stats: Stats) -> str:
-    kept, out_of = stats.labels.total(), sum(_totals(manifest).values())
+# --- what there is ---------------------------------------------------------------------------------------------------
+
+
+def _head(manifest: Manifest, stats: Stats) -> str:
+    out_of = sum(row["records"] for splits in manifest["sources"].values() for row in splits.values())
+    n_bytes = sum(entry["bytes"] for entry in manifest["files"].values())
     code = manifest["code"]
     commit = "" if code["commit"] == "unknown" else f", commit {code['commit'][:12]}"
     dirty = " with uncommitted changes" if code["dirty"] else ""
+    split = ", ".join(f"{stats.rows(split=name):,} {name}" for name in schema.SPLITS)
     return f"""# EmoBench: {manifest["recipe"]["name"]}
 
-{kept:,} samples out of {out_of:,} records from {len(manifest["sources"])} sources: pictures and clips with an instruction
-and an answer, in six sub-tasks of emotional understanding. Built by version {code["version"]}{commit}{dirty}; digest
-`{manifest["digest"][:16]}`, schema {manifest["schema_version"]}."""
+**{stats.kept:,} samples** ({split}) out of {out_of:,} records from {markdown.count(len(manifest["sources"]), "source")}: pictures and
+clips with an instruction and an answer, in six sub-tasks of emotional understanding; {markdown.size(n_bytes)}. Built by version
+{code["version"]}{commit}{dirty}; digest `{manifest["digest"][:16]}`, schema {manifest["schema_version"]}."""
 
 
-def _totals(manifest: Mapping[str, Any]) -> dict[str, int]:
-    return {
-        name: sum(row["records"] for row in splits.values()) for name, splits in manifest["sources"].items()
-    }
+def _warnings(manifest: Manifest) -> str:
+    warnings = manifest.get("warnings", ())
+    return "\n>\n".join(f"> **Warning: leaking sources.** {warning}" for warning in warnings)
 
 
 def _sub_tasks(stats: Stats) -> str:
     rows = []
     for sub_task, title in SUB_TASK_NAMES.items():
-        split = Counter(
-            {
-                s: sum(n for key, n in stats.labels.items() if key[0] == sub_task and key[3] == s)
-                for s in schema.SPLITS
-            }
-        )
         labels = {key[2] for key in stats.labels if key[0] == sub_task}
-        note = (
-            NO_SAMPLE
-            if not labels and sub_task == "hate"
-            else "no sample in this build"
-            if not labels
-            else ""
-        )
+        sources = sorted({key[1] for key in stats.labels if key[0] == sub_task})
+        absent = NO_SAMPLE if sub_task == "hate" else "no sample in this build"
+        note = "" if labels else absent
         note = DEMONSTRATION if sub_task in stats.demonstrations else note
-        rows.append([title, *(f"{split[s]:,}" for s in schema.SPLITS), len(labels) or "–", note])
-    text = "## Sub-tasks\n\n" + _table(["sub-task", *schema.SPLITS, "labels", "note"], rows)
+        counts = (f"{stats.rows(sub_task=sub_task, split=split):,}" for split in schema.SPLITS)
+        named = ", ".join(sources) if len(sources) <= 6 else f"{len(sources)} sources"
+        rows.append([title, *counts, len(labels) or "–", named or "–", note])
+    text = "## Sub-tasks\n\n" + markdown.table(
+        ["sub-task", *schema.SPLITS, "labels", "sources", "note"], rows
+    )
     if stats.demonstrations:
         text += (
             f'\n\n"{DEMONSTRATION[0].upper()}{DEMONSTRATION[1:]}": these rows only exercise the path from a source to a '
@@ -143,163 +126,185 @@ def _sub_tasks(stats: Stats) -> str:
     return text
 
 
-def _labels(stats: Stats) -> str:
+def _sources(manifest: Manifest, stats: Stats) -> str:
+    n_bytes: Counter[str] = Counter()
+    for path, entry in manifest["files"].items():
+        if path.split("/")[0] in schema.SPLITS:
+            n_bytes[path.partition("/")[2].rpartition("-")[0]] += entry["bytes"]
     rows = []
-    for sub_task, source, label in sorted(
-        {key[:3] for key in stats.labels}, key=lambda key: (_order(key[0]), key)
-    ):
-        rows.append(
-            [sub_task, source, label, *(stats.labels[sub_task, source, label, s] for s in schema.SPLITS)]
-        )
-    return "## Labels\n\n![label counts](stats/labels.png)\n\n" + _table(
-        ["sub-task", "source", "label", *schema.SPLITS], rows
+    for name, fact in manifest["source_facts"].items():
+        kinds = [
+            f"{n:,} {_KINDS[kind]}{markdown.length(stats.seconds[name, kind])}"
+            for kind in schema.PLACEHOLDERS
+            if (n := stats.media[name, kind])
+        ]
+        counts = (f"{stats.rows(source=name, split=split):,}" for split in schema.SPLITS)
+        what = f"{fact['title']}{' (demonstration)' if fact['demonstration'] else ''}"
+        rows.append([f"`{name}`", what, *counts, ", ".join(kinds) or "–", markdown.size(n_bytes[name])])
+    return (
+        "## Sources\n\n![rows by source](stats/sources.png)\n\n"
+        + markdown.table(["source", "what", *schema.SPLITS, "media", "size"], rows)
+        + "\n\n![sizes](stats/sizes.png)"
     )
 
 
-def _order(sub_task: str) -> int:
-    return schema.SUB_TASKS.index(sub_task)
+def _labels(stats: Stats) -> str:
+    parts = ["## Labels", "![label counts](stats/labels.png)"]
+    for sub_task, title in SUB_TASK_NAMES.items():
+        found = {key[2] for key in stats.labels if key[0] == sub_task}
+        if not found:
+            continue
+        ordered = sorted(found, key=lambda label: (-stats.rows(sub_task=sub_task, label=label), label))
+        rows = []
+        for label in ordered:
+            sources = {key[1] for key in stats.labels if key[0] == sub_task and key[2] == label}
+            counts = (f"{stats.rows(sub_task=sub_task, label=label, split=s):,}" for s in schema.SPLITS)
+            rows.append([label, *counts, len(sources)])
+        head = ["label", *schema.SPLITS, "sources"]
+        parts.append(f"### {title}\n\n" + markdown.folded_table(head, rows, _LABELS_SHOWN, "labels"))
+        by_source = [
+            [source, label, *(f"{stats.labels[sub_task, source, label, s]:,}" for s in schema.SPLITS)]
+            for source, label in sorted({key[1:3] for key in stats.labels if key[0] == sub_task})
+        ]
+        if len({row[0] for row in by_source}) > 1:
+            parts.append(
+                markdown.details("by source", markdown.table(["source", "label", *schema.SPLITS], by_source))
+            )
+    return "\n\n".join(parts)
 
 
-def _ledger(manifest: Mapping[str, Any]) -> str:
-    rows = [
-        [source, split, *(f"{counts[name]:,}" for name in ledger.FIELDS)]
-        for source, splits in manifest["sources"].items()
-        for split, counts in splits.items()
-    ]
-    return (
+# --- what happened to the rest ---------------------------------------------------------------------------------------
+
+
+def _ledger(manifest: Manifest) -> str:
+    sums, rows = [], []
+    for source, splits in manifest["sources"].items():
+        total = Counter[str]()
+        for split, counts in splits.items():
+            total.update({name: counts[name] for name in ledger.FIELDS})
+            rows.append([source, split, *(f"{counts[name]:,}" for name in ledger.FIELDS)])
+        sums.append([source, *(f"{total[name]:,}" for name in ledger.FIELDS)])
+    text = (
         "## Ledger\n\nEvery row of an annotation is a record, one per sub-task it serves, and none is lost: records = kept + "
         "rejected + duplicates. A record that was rejected before splits were drawn counts under train.\n\n"
-        + _table(["source", "split", *ledger.FIELDS], rows)
+    )
+    by_split = markdown.table(["source", "split", *ledger.FIELDS], rows)
+    if len(sums) <= 8:
+        return text + by_split
+    return (
+        text
+        + markdown.table(["source", *ledger.FIELDS], sums)
+        + "\n\n"
+        + markdown.details("by split", by_split)
     )
 
 
-def _splits(manifest: Mapping[str, Any], stats: Stats) -> str:
+def _splits(manifest: Manifest, stats: Stats) -> str:
     recipe, facts = manifest["recipe"], manifest["source_facts"]
-    lines = ["## Splits", ""]
-    by_mode = defaultdict(list)
+    by_mode: dict[str, list[str]] = defaultdict(list)
     for name, fact in facts.items():
         by_mode[fact["split"]].append(f"{name} (by `{fact['group_key']}`)")
-    if by_mode["folds"]:
-        folds = recipe["splits"]["folds"]
-        lines.append(
-            f"* **{folds} folds**: {', '.join(by_mode['folds'])}. All rows of a group share a `fold`; the protocol of fold k tests "
-            "fold k and trains on the others. The folders show protocol 0: fold 0 in test, the rest in train. There are no "
-            "val rows: nothing is selected on them."
+    parts = ["## Splits"]
+    if by_mode["official"]:
+        shown = ", ".join(name.partition(" ")[0] for name in by_mode["official"])
+        parts.append(
+            f"**The source's own split**: {shown}. Where a source publishes no val rows, whole groups of its training rows "
+            "were taken for it, never test rows."
         )
-        names = sorted({source for source, _ in stats.folds})
-        rows = [[name, *(stats.folds[name, fold] for fold in range(folds))] for name in names]
-        lines += ["", _table(["rows by fold", *map(str, range(folds))], rows), ""]
+        if stats.leakage.get("straddling_groups"):
+            parts.append(
+                "Published splits are kept even where they tear groups apart; the section on leakage counts them."
+            )
     if by_mode["shares"]:
         shares = recipe["splits"]
         share = f"{shares['test_share']:.0%} test, {shares['val_share']:.0%} val"
-        lines.append(f"* **Shares by group** ({share}): {', '.join(by_mode['shares'])}.")
-    if by_mode["official"]:
-        lines.append(
-            f"* **The source's own split**, val carved from train by group: {', '.join(by_mode['official'])}."
-        )
-    return "\n".join(lines)
+        parts.append(f"**Shares by group** ({share}, seed {recipe['seed']}): {', '.join(by_mode['shares'])}.")
+    if by_mode["folds"]:
+        parts.append(_folds(manifest, stats, by_mode["folds"]))
+    return "\n\n".join(parts)
 
 
-def _left_out(stats: Stats) -> str:
-    rules, faults = _partition(stats.rejects)
-    lines = ["## Left out", "", "![rejects](stats/rejects.png)", ""]
-    if faults:
-        counts = Counter((reject["source"], reject["reason"]) for reject in faults)
-        rows = [
-            [source, reason, n, schema.REJECT_REASONS[reason]]
-            for (source, reason), n in sorted(counts.items())
-        ]
-        lines += ["Faulty rows:", "", _table(["source", "reason", "rows", "meaning"], rows), ""]
-    else:
-        lines += ["No row was faulty.", ""]
-    unclear: dict[str, list[str]] = defaultdict(list)
-    others: Counter[tuple[str, str]] = Counter()
-    for reject in rules:
-        if reject["detail"].startswith("unclear emoji "):
-            unclear[reject["detail"].removeprefix("unclear emoji ")].append(reject["source"])
-        else:
-            others[reject["source"], _rule_name(reject["detail"])] += 1
-    if others:
-        rows = [
-            [source, rule, f"{n:,}"]
-            for (source, rule), n in sorted(others.items(), key=lambda item: (item[0][0], -item[1]))
-        ]
-        lines += [
-            "Rows that a source's own rule leaves out (outside the reject budget):",
-            "",
-            _table(["source", "rule", "rows"], rows),
-            "",
-        ]
-    if unclear:
-        lines += [
-            f"### Unclear emoji\n\n{len(unclear)} emoji do not stand for one of the eight feelings; none of their pictures or "
-            "clips is in the set.\n",
-            _table(
-                ["emoji", "code", "name", "why", "rows"],
-                sorted(_unclear_row(key, len(rows)) for key, rows in unclear.items()),
+def _folds(manifest: Manifest, stats: Stats, names: Sequence[str]) -> str:
+    facts, settings = manifest["source_facts"], manifest["recipe"]["splits"]
+    held = (
+        "Protocol k takes its val rows from the next fold."
+        if settings.get("fold_val")
+        else "There are no val rows: nothing may be selected on them."
+    )
+    text = (
+        f"**K-fold**: {', '.join(names)}. All rows of a group share a `fold`. Protocol k tests fold k and trains on the "
+        f"others, so that every row is tested once, by a model that has not seen its group: the score of such a source is "
+        f"taken over all protocols. The folders show protocol 0 alone: fold 0 in test, the rest in train. {held}\n\n"
+    )
+    found = sorted({source for source, _ in stats.folds})
+    width = max((fold for _, fold in stats.folds), default=-1) + 1
+    rows = [
+        [
+            name,
+            *(
+                f"{stats.folds[name, k]:,}" if k < (facts[name].get("folds") or width) else ""
+                for k in range(width)
             ),
         ]
-    lines.append("\nEach row with its reason and detail is in `rejects.parquet`.")
-    return "\n".join(lines)
+        for name in found
+    ]
+    return text + markdown.table(["rows in fold", *map(str, range(width))], rows)
 
 
-def _rule_name(detail: str) -> str:
-    """A rule without the particulars of the row, so that rows can be counted by rule."""
-    if detail.startswith("tagged "):
-        return "tagged as insulting a group of people or as sexual"
-    if " characters; cards hold " in detail:
-        return "too short or too long for a card"
-    if detail.startswith("skin tone "):
-        return "a skin tone outside the recipe's `tones`"
-    return detail.partition(": ")[2] or detail
+# --- how to use it ---------------------------------------------------------------------------------------------------
 
 
-def _unclear_row(key: str, rows: int) -> list[Any]:
-    code, _, rest = key.partition(" (")
-    name, _, why = rest.partition("): ")
-    return ["".join(chr(int(part, 16)) for part in code.split("-")), f"`{code}`", name, why, rows]
-
-
-def _partition(rejects: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    rules = [reject for reject in rejects if reject["reason"] in schema.REASONS_OUTSIDE_BUDGET]
-    return rules, [reject for reject in rejects if reject["reason"] not in schema.REASONS_OUTSIDE_BUDGET]
-
-
-def _twins(stats: Stats) -> str:
-    counts = Counter((entry["source"], entry["rule"]) for entry in stats.duplicates)
+def _asking(manifest: Manifest, stats: Stats) -> str:
+    style = manifest["recipe"].get("instructions", {}).get("answer_style", "word")
+    forms = {
+        "word": "the option's word",
+        "letter": "the option's letter; `answer` still holds the word",
+        "letter_word": "letter and word, as in `(C) joy`; `answer` still holds the word",
+        "mixed": "the option's word, its letter, or both, as the end of `provenance.template_id` says; `answer` holds the word",
+    }
     text = (
-        "## Twins\n\nThe same file in two splits, or two look-alikes with the same answer, would give the answer away: the one "
-        "nearer to training gives way. Groups of a k-fold source that hold look-alikes with the same answer share a fold "
-        "instead. `duplicates.parquet` lists every removed row with its twin, `leakage.json` those removed for the sake of "
-        "another split and the tied groups.\n\n"
+        "## Questions\n\nEach sub-task has a bank of at least 20 wordings; the uid's hash draws one, and the order of the options. "
+        f"Asked for: {forms[style]}."
     )
-    if not counts:
-        return text + "No row was removed."
-    return text + _table(
-        ["source", "rule", "rows"], [[source, rule, n] for (source, rule), n in sorted(counts.items())]
-    )
+    if stats.rewriting:
+        done = sum(map(len, stats.rewriting["sentences"].values()))
+        kept = Counter(
+            reason for of_source in stats.rewriting["kept"].values() for reason in of_source.values()
+        )
+        why = "".join(
+            f"; {n:,} kept as they were: {stats.rewriting['meaning'][name]}"
+            for name, n in sorted(kept.items())
+        )
+        text += (
+            f" {done:,} wordings were made by the language model `{stats.rewriting['model']}` from those of the bank, source by "
+            f"source (`rewriting.json`){why}."
+        )
+    return text
 
 
-def _sources(manifest: Mapping[str, Any]) -> str:
-    lines = ["## Sources, licences, limits"]
+def _licences(manifest: Manifest) -> str:
+    rows, limits = [], []
     for name, fact in manifest["source_facts"].items():
         label = f" ({DEMONSTRATION})" if fact["demonstration"] else ""
-        lines.append(
-            f"### {name}\n\n{fact['title']}{label}. Sub-tasks: {', '.join(fact['sub_tasks'])}.\n\n"
-            f"* Licence: {fact['licence']}\n* Source: {fact['citation']}\n* Limits: {fact['limits']}"
-        )
-    return "\n\n".join(lines)
+        rows.append([f"`{name}`", fact["licence"], fact["citation"]])
+        limits.append(f"* **{name}**{label}: {fact['limits']}")
+    return (
+        "## Licences and citations\n\nThis build holds the media and annotations of its sources: whoever passes it on needs their "
+        "permission. Cite every source whose rows you use.\n\n"
+        + markdown.table(["source", "licence", "cite"], rows)
+        + "\n\n## Limits\n\n"
+        + "\n".join(limits)
+    )
 
 
-def _reading(manifest: Mapping[str, Any]) -> str:
+def _reading(manifest: Manifest) -> str:
     media = manifest["recipe"]["media"]
     return f"""## Reading it
 
 `train/`, `val/` and `test/` hold Parquet files, one sample a row, in the order of each source's annotation. `media[].data` is
-a list of encoded pictures: one for an image, {media["video_frames"]} frames in time order for a clip. A picture of at most
-{media["max_side_px"]} px keeps the bytes of its file, transparency included: composite it on white.
-
-![sizes](stats/sizes.png)
+a list of encoded pictures: one for an image, {media["video_frames"]} frames in time order for a clip; a clip's sound is a medium of
+its own (16 kHz mono WAV). A picture of at most {media["max_side_px"]} px keeps the bytes of its file, transparency included: composite
+it on white.
 
 ```python
 import pyarrow.parquet as pq
@@ -307,28 +312,3 @@ import pyarrow.parquet as pq
 for row in pq.read_table("test").to_pylist():
     print(row["uid"], row["messages"][0]["content"], row["answer"])
 ```"""
-
-
-def _plots(stats: Stats) -> dict[str, bytes]:
-    by_label: dict[str, Counter[str]] = defaultdict(Counter)
-    for (sub_task, _source, label, split), count in sorted(
-        stats.labels.items(), key=lambda item: (_order(item[0][0]), item[0])
-    ):
-        by_label[f"{sub_task}: {label}"][split] += count
-    ordered = {name: {split: counts[split] for split in schema.SPLITS} for name, counts in by_label.items()}
-    reasons = Counter(f"{reject['source']}: {reject['reason']}" for reject in stats.rejects)
-    left_out = {name: {"records": count} for name, count in sorted(reasons.items())}
-    return {
-        "labels.png": plots.stacked_bars("Samples by sub-task and label", ordered, "samples"),
-        "sizes.png": plots.histogram("Longer side of the stored pictures and frames", stats.sides, "pixels"),
-        "rejects.png": plots.stacked_bars(
-            "Records left out, by source and reason", left_out, "records (log scale)", log=True
-        ),
-    }
-
-
-def _table(head: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
-    def line(cells: Iterable[Any]) -> str:
-        return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
-
-    return "\n".join([line(head), line("---" for _ in head), *(line(row) for row in rows)])
