@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from dataset_build.recipe import MediaSettings
 
 SAMPLE_RATE = 16_000
-# Containers that may begin and be cut anywhere: the pictures before the first key frame never decode.
-STREAMS = ("mpegts", "mpeg", "mp3")
+# Containers that may begin and be cut anywhere: the pictures before the first key frame never decode. And WAV, whose
+# header tells more surely whether it is whole (`check_whole`) than its last packet, which may well be a short one.
+STREAMS = ("mpegts", "mpeg", "mp3", "wav")
 # How much shorter than its range a clip may be. Annotations round, some to whole seconds.
 TAIL_S = 1.0
 _KEPT_LOG_CHARS = 200_000
