@@ -121,7 +121,9 @@ def ask(record: Record, kinds: Sequence[str], how: Wording | None = None) -> Ask
             template_id += f"+{style}"
         lettered = " ".join(f"({option_letter(place)}) {option}" for place, option in enumerate(options))
         lines.append(f"Options: {lettered}")
-    lines += _words(record, how.context_chars)
+    lines += _words(record, kinds, how.context_chars)
+    if any(ref.crop and ref.path == record.media[0].path for ref in record.media[1:] if ref.kind == "image"):
+        lines.append("The last picture is the part of the first that is asked about.")
     lines.append("".join(PLACEHOLDERS[kind] for kind in kinds))
     return Asked("\n".join(lines), options, template_id)
 
@@ -141,9 +143,12 @@ def _variant(record: Record, kinds: Sequence[str], asks: str) -> str:
     of_task = banks(record.sub_task)
     if asks in of_task:
         return asks
-    clip = "video" in kinds or "audio" in kinds
-    utterance = record.media and (record.speaker or record.context or (clip and record.text))
+    utterance = record.media and (record.speaker or record.context or (_is_clip(kinds) and record.text))
     return "spoken" if utterance and "spoken" in of_task else ""
+
+
+def _is_clip(kinds: Sequence[str]) -> bool:
+    return "video" in kinds or "audio" in kinds
 
 
 def _style(uid: str, style: str) -> str:
@@ -151,7 +156,7 @@ def _style(uid: str, style: str) -> str:
     return names[_draw(uid, "answer style", len(names))] if style == "mixed" else style
 
 
-def _words(record: Record, context_chars: int) -> list[str]:
+def _words(record: Record, kinds: Sequence[str], context_chars: int) -> list[str]:
     """What was said before, the utterance or caption, and the words in the picture, one line each.
 
     The text of a source without media is itself the picture, and so is not here.
@@ -160,7 +165,8 @@ def _words(record: Record, context_chars: int) -> list[str]:
     lines = ["Before:", *before] if before else []
     text, speaker = plain(record.text), plain(record.speaker)[:_MAX_SPEAKER_CHARS]
     if record.media and text:
-        lines.append(f'{speaker} says: "{text}"' if speaker else f'Text: "{text}"')
+        who = f"{speaker} says" if speaker else "Said" if _is_clip(kinds) else "Text"
+        lines.append(f'{who}: "{text}"')
     written = plain(record.ocr_text) if record.sub_task in _WRITTEN_WORDS else ""
     if record.media and written and written != text:
         lines.append(f'Text in the picture: "{written}"')

@@ -39,6 +39,7 @@ DOWNLOAD = (
 EXPECTED = {"train": 12_740, "val": 498, "test": 1_217}
 SUB_TASKS = ("intent",)
 PICTURES: base.Pictures = "photographs"
+ASKS: base.Asks = "posted"
 SPLIT: base.SplitMode = "official"
 GROUP_KEY = "picture"
 DEMONSTRATION = False

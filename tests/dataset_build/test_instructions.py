@@ -161,6 +161,21 @@ def test_the_dialogue_comes_before_the_utterance_with_its_speaker():
     ]
 
 
+def test_words_without_a_speaker_are_said_in_a_clip_and_text_beside_a_picture():
+    assert '\nSaid: "Hi"\n<video>' in instructions.ask(yes_no(text="Hi"), ["video"]).content
+    assert '\nText: "Hi"\n<image>' in instructions.ask(yes_no(text="Hi"), ["image"]).content
+
+
+def test_a_part_beside_its_picture_is_what_is_asked_about():
+    part = MediaRef("image", "a.png", crop=schema.Crop(0, 0, 5, 5))
+    line = "\nThe last picture is the part of the first that is asked about.\n<image><image>"
+    assert (
+        line in instructions.ask(record(media=(MediaRef("image", "a.png"), part)), ["image", "image"]).content
+    )
+    for other in ((part,), (MediaRef("image", "b.png"), part), (MediaRef("image", "a.png"),) * 2):
+        assert "asked about" not in instructions.ask(record(media=other), ["image"] * len(other)).content
+
+
 def test_only_the_latest_turns_that_fit_are_shown():
     turns = tuple(Turn("A", f"{number} " + "x" * 40) for number in range(30))
     shown = instructions.ask(yes_no(context=turns, text="now"), ["video"], Wording(context_chars=150)).content
