@@ -20,7 +20,7 @@ from dataset_build.provenance import code_digest, sha256_of_file, sha256_of_json
 from dataset_build.schema import SUB_TASKS
 
 RECIPE_FOLDER = Path(__file__).resolve().parent / "recipes"
-FOUNDATION_PARTS = ("vision", "language", "audio")
+FOUNDATION_PARTS = ("vision", "language", "audio", "mllm")
 # What `emollm` may import of dataset_build, and so what of it can change a trained model.
 SHARED_MODULES = ("schema", "labels", "media", "storage", "provenance", "progress")
 
@@ -41,11 +41,21 @@ def _known_sub_tasks(names: Sequence[str]) -> None:
 
 
 class FoundationConfig(Component):
-    """Which pretrained parts the model is made of. `vision` and `language` are transformers folders or hub names."""
+    """Which pretrained parts the model is made of, as transformers folders or hub names.
 
-    family: Literal["composed"] = "composed"
-    vision: str
-    language: str
+    *composed*: `vision`, `language` and, if it shall hear, `audio`. *attached*: `mllm`, a multimodal model whose own
+    projector MVP wraps (LLaVA-1.5, LLaVA-OneVision, Qwen2.5-VL, SmolVLM).
+    """
+
+    family: Literal["composed", "attached"] = "composed"
+    vision: str = ""
+    language: str = ""
+    mllm: str = ""
+    max_side_px: int | None = Field(
+        default=None,
+        ge=28,
+        description="attached families with pictures of any size: largest side of a square",
+    )
     image_size: int = Field(
         default=112, ge=8, description="pixels; pictures are resized to a square of this side"
     )
@@ -53,6 +63,16 @@ class FoundationConfig(Component):
         default=None, description="a Whisper folder or hub name; without one, the sound of clips is left out"
     )
     tokens_per_audio: int = Field(default=16, ge=1, description="a sound is averaged to so many tokens")
+
+    @model_validator(mode="after")
+    def _parts_of_the_family(self) -> FoundationConfig:
+        wanted = {"composed": ("vision", "language"), "attached": ("mllm",)}[self.family]
+        if missing := [part for part in wanted if not getattr(self, part)]:
+            raise ValueError(f"the {self.family} family needs {', '.join(missing)}")
+        foreign = {"composed": ("mllm",), "attached": ("vision", "language", "audio")}[self.family]
+        if extra := [part for part in foreign if getattr(self, part)]:
+            raise ValueError(f"the {self.family} family takes no {', '.join(extra)}")
+        return self
 
 
 class MVPConfig(Component):
@@ -200,6 +220,9 @@ class TrainRecipe(Component):
     foundation: FoundationConfig
     mvp: MVPConfig = MVPConfig()
     lora: LoRAConfig | None = LoRAConfig()
+    full_language: bool = Field(
+        default=False, description="all weights of the language model learn; lora must be null then"
+    )
     prompt: Literal["direct", "emoprompt"] = "direct"
     mix: dict[str, Literal["all"] | int | float] = {}
     align: AlignConfig = AlignConfig()
@@ -211,6 +234,10 @@ class TrainRecipe(Component):
 
     @model_validator(mode="after")
     def _check(self) -> TrainRecipe:
+        if self.full_language and self.lora is not None:
+            raise ValueError("full_language tunes all weights of the language model: set lora to null")
+        if self.full_language and self.foundation.family != "attached":
+            raise ValueError("full_language is for attached foundations; composed ones learn through lora")
         for key, amount in self.mix.items():
             source, _, sub_task = key.partition("/")
             if not source or sub_task not in SUB_TASKS:
@@ -338,7 +365,7 @@ def train_inputs_digest(recipe: TrainRecipe, data_digest: str) -> str:
     """What makes two trainings the same: recipe (without places and the evaluate part), data, foundations, code."""
     plain = recipe.model_dump(mode="json", exclude={"out", "data", "evaluate"})
     for part in FOUNDATION_PARTS:
-        if plain["foundation"][part] is not None:
+        if plain["foundation"][part]:
             plain["foundation"][part] = foundation_digest(plain["foundation"][part])
     left_out = ("emollm/evaluate", "emollm/recipes", "emollm/__main__")
     code = {"emollm": code_digest(["emollm"], leave_out=left_out), "dataset_build": _shared_code()}

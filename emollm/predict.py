@@ -10,8 +10,7 @@ from typing import NamedTuple
 import torch
 
 from dataset_build.labels import EMOJI_FEELINGS, GESTURE_INTENTS, YES_NO
-from emollm.model.emollm import EmoLLM
-from emollm.model.processor import EmoLLMProcessor
+from emollm.model.load import load_model, load_processor
 
 _QUESTIONS = {
     "emo_c": "Which emotion does this show?",
@@ -54,8 +53,8 @@ class Predictor:
     def __init__(self, folder: str) -> None:
         if not (Path(folder) / "config.json").is_file():
             raise PredictionError(f"{folder}: no trained model there; train one, or give --model")
-        self.model = EmoLLM.from_pretrained(folder).eval()
-        self.processor = EmoLLMProcessor.from_pretrained(folder)
+        self.model = load_model(folder).eval()
+        self.processor = load_processor(folder)
 
     def predict(self, image: str, task: str, options: Sequence[str], text: str = "") -> Prediction:
         """The answer for one picture file, asked and scored exactly as `emollm evaluate` does."""
@@ -101,11 +100,11 @@ def export(model: str, destination: str, *, merge: bool) -> None:
         raise PredictionError(f"{model}: no trained model there")
     if Path(destination).exists() and any(Path(destination).iterdir()):
         raise PredictionError(f"{destination}: is there already and not empty; give a new folder")
-    loaded = EmoLLM.from_pretrained(model)
+    loaded = load_model(model)
     if merge:
         loaded.merge_lora()
     loaded.config.foundations = None
     loaded.save_pretrained(destination)
-    EmoLLMProcessor.from_pretrained(model).save_pretrained(destination)
+    load_processor(model).save_pretrained(destination)
     if (Path(model) / "fold.json").is_file():  # which protocol's test rows it has not seen
         shutil.copy(Path(model) / "fold.json", destination)

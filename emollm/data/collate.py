@@ -14,10 +14,13 @@ from torch import Tensor
 
 from dataset_build.schema import PLACEHOLDERS, answer_text
 from emollm.data.masking import IGNORED, answer_labels
+from emollm.model.attached_processor import AttachedProcessor
 from emollm.model.audio import Sound
+from emollm.model.families import Size, Visual
 from emollm.model.processor import AUDIO_TOKEN, SOUND, EmoLLMProcessor
 from emollm.prompting import scaffolded
 
+AnyProcessor = EmoLLMProcessor | AttachedProcessor
 _ANY_PLACEHOLDER = re.compile("|".join(re.escape(token) for token in PLACEHOLDERS.values()))
 
 
@@ -28,7 +31,8 @@ class SampleError(ValueError):
 class Encoded(NamedTuple):
     """One sample. `pictures` are (3, H, W) each, frames of a video one after the other; `media_frames` has one entry
     for each still picture (0) and video (its number of frames). `n_sounds` is how many `sounds` the sequence has places
-    for. `labels` is all -100 where nothing is supervised."""
+    for. An attached foundation takes `visuals` in place of `pictures`, and may count `positions` (3, T). `labels` is all
+    -100 where nothing is supervised."""
 
     uid: str
     input_ids: list[int]
@@ -37,10 +41,12 @@ class Encoded(NamedTuple):
     media_frames: list[int]
     sounds: list[Sound]
     n_sounds: int
+    visuals: list[Visual]
+    positions: list[list[int]] | None
 
 
 def encode_sample(
-    sample: dict[str, Any], processor: EmoLLMProcessor, *, supervise: bool, withhold_media: bool = False
+    sample: dict[str, Any], processor: AnyProcessor, *, supervise: bool, withhold_media: bool = False
 ) -> Encoded:
     """Encode a row of EmoBench (a dict with the columns of `sample_schema()`).
 
@@ -50,14 +56,16 @@ def encode_sample(
     encoded = encode_text(sample, processor, supervise=supervise, withhold_media=withhold_media)
     if withhold_media:
         return encoded
-    return encoded._replace(
-        pictures=decode_pictures(sample, processor), sounds=decode_sounds(sample, processor)
-    )
+    if isinstance(processor, EmoLLMProcessor):
+        return encoded._replace(
+            pictures=decode_pictures(sample, processor), sounds=decode_sounds(sample, processor)
+        )
+    return encoded._replace(visuals=decode_visuals(sample, processor))
 
 
 def encode_text(
     sample: dict[str, Any],
-    processor: EmoLLMProcessor,
+    processor: AnyProcessor,
     *,
     supervise: bool,
     withhold_media: bool = False,
@@ -80,12 +88,13 @@ def encode_text(
     except ValueError as error:
         raise SampleError(f"{uid}: messages and media do not fit: {error}") from error
     labels = answer_labels(turns, uid, max_tokens) if supervise else [IGNORED] * len(turns.input_ids)
-    frames = [medium for medium in media if medium != SOUND]
-    return Encoded(uid, turns.input_ids, labels, [], frames, [], media.count(SOUND))
+    frames = [medium.frames for medium in media if medium != SOUND]
+    positions = processor.positions(turns.input_ids, media)
+    return Encoded(uid, turns.input_ids, labels, [], frames, [], media.count(SOUND), [], positions)
 
 
-def media_order(sample: dict[str, Any], hears: bool) -> list[int]:
-    """One entry a medium: 0 for a still picture, the number of frames for a video, SOUND for a sound (if it is heard)."""
+def media_order(sample: dict[str, Any], hears: bool) -> list[Size]:
+    """One entry a medium; sounds only if they are heard."""
     order = []
     for medium in sample["media"] or []:
         if medium["kind"] not in PLACEHOLDERS:
@@ -93,7 +102,8 @@ def media_order(sample: dict[str, Any], hears: bool) -> list[int]:
         if not medium["data"]:
             raise SampleError(f"{sample['uid']}: {medium['kind']} without data")
         if medium["kind"] != "audio":
-            order.append(0 if medium["kind"] == "image" else len(medium["data"]))
+            frames = 0 if medium["kind"] == "image" else len(medium["data"])
+            order.append(Size(frames, medium.get("width") or 0, medium.get("height") or 0))
         elif hears:
             order.append(SOUND)
     return order
@@ -111,6 +121,20 @@ def decode_pictures(sample: dict[str, Any], processor: EmoLLMProcessor) -> list[
             except (OSError, ValueError) as error:
                 raise SampleError(f"{sample['uid']}: media[{position}] cannot be decoded: {error}") from error
     return pictures
+
+
+def decode_visuals(sample: dict[str, Any], processor: AttachedProcessor) -> list[Visual]:
+    """All pictures and clips of a row in order, as an attached foundation takes them. Raises SampleError."""
+    visuals = []
+    for position, medium in enumerate(sample["media"] or []):
+        if medium["kind"] == "audio":
+            continue
+        is_video = medium["kind"] == "video"
+        try:
+            visuals.append(processor.visual(medium["data"] if is_video else medium["data"][:1], is_video))
+        except (OSError, ValueError) as error:
+            raise SampleError(f"{sample['uid']}: media[{position}] cannot be decoded: {error}") from error
+    return visuals
 
 
 def decode_sounds(sample: dict[str, Any], processor: EmoLLMProcessor) -> list[Sound]:
@@ -143,6 +167,12 @@ def collate(
         "attention_mask": torch.tensor([padded([1] * len(row.input_ids), 0) for row in rows]),
         "labels": torch.tensor([padded(row.labels, IGNORED) for row in rows]),
     }
+    if any(row.positions for row in rows):
+        batch["position_ids"] = torch.tensor(
+            [[padded((row.positions or _counted(row))[axis], 0) for row in rows] for axis in range(3)]
+        )
+    if visuals := [visual for row in rows for visual in row.visuals]:
+        batch["visuals"] = visuals
     pictures = [picture for row in rows for picture in row.pictures]
     if pictures:
         batch["pixel_values"] = torch.stack(pictures)
@@ -150,3 +180,8 @@ def collate(
     if sounds := [sound for row in rows for sound in row.sounds]:
         batch["sounds"] = sounds
     return batch
+
+
+def _counted(row: Encoded) -> list[list[int]]:
+    """Positions of a row without media among rows that have three each."""
+    return [list(range(len(row.input_ids)))] * 3

@@ -15,21 +15,28 @@ from torch import Tensor
 
 from dataset_build.progress import Progress
 from dataset_build.provenance import sha256_of_bytes
-from emollm.data.collate import decode_pictures, decode_sounds
+from emollm.data.collate import AnyProcessor, decode_pictures, decode_sounds, decode_visuals
 from emollm.data.loader import Corpus
 from emollm.model.emollm import EmoLLM
+from emollm.model.families import Visual
 from emollm.model.processor import EmoLLMProcessor
 
 
 class Features(NamedTuple):
-    """What the frozen towers make of a row's media: patch features (frames, P, D), pooled sounds (A, K, D); or None."""
+    """What the frozen towers make of a row's media: patch features (frames, P, D), pooled sounds (A, K, D); or None.
+
+    For an attached foundation, whose tower runs with the model, `visuals` are the pictures as the tower takes them.
+    """
 
     patches: Tensor | None
     heard: Tensor | None
+    visuals: tuple[Visual, ...] = ()
 
     @property
     def n_bytes(self) -> int:
-        return sum(part.numel() * part.element_size() for part in self if part is not None)
+        tensors = [part for part in (self.patches, self.heard) if part is not None]
+        own = sum(part.numel() * part.element_size() for part in tensors)
+        return own + sum(visual.n_bytes for visual in self.visuals)
 
 
 class FeatureStore:
@@ -40,7 +47,7 @@ class FeatureStore:
         self.used_bytes = 0
         self._kept: dict[str, Features] = {}
 
-    def row(self, corpus: Corpus, number: int, model: EmoLLM, processor: EmoLLMProcessor) -> Features:
+    def row(self, corpus: Corpus, number: int, model: EmoLLM, processor: AnyProcessor) -> Features:
         """Features of all media of a row, in order."""
         row = corpus.row(number)
         key = media_key(row)
@@ -57,7 +64,7 @@ class FeatureStore:
         corpus: Corpus,
         numbers: Sequence[int],
         model: EmoLLM,
-        processor: EmoLLMProcessor,
+        processor: AnyProcessor,
         rank: int,
         world: int,
     ) -> None:
@@ -102,8 +109,10 @@ def media_key(row: dict[str, Any]) -> str:
 
 
 @torch.no_grad()
-def compute(row: dict[str, Any], model: EmoLLM, processor: EmoLLMProcessor) -> Features:
+def compute(row: dict[str, Any], model: EmoLLM, processor: AnyProcessor) -> Features:
     """Features of a row's pictures and sounds, one forward pass each."""
+    if not isinstance(processor, EmoLLMProcessor):
+        return Features(None, None, tuple(decode_visuals(row, processor)))
     device = model.device
     patches = [
         model.patch_features(picture.unsqueeze(0).to(device)).cpu()

@@ -38,7 +38,8 @@ def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def pack(rows: Sequence[Encoded], bins: Sequence[Sequence[int]], pad_id: int) -> dict[str, Tensor]:
-    """One batch with a sequence a bin: input_ids, labels, position_ids (B, T), attention_mask (B, 1, T, T) boolean.
+    """One batch with a sequence a bin: input_ids, labels (B, T), position_ids (B, T) or (3, B, T), attention_mask
+    (B, 1, T, T) boolean.
 
     Pictures belong in the order of the bins, then of the rows in them. Padding attends to itself alone, so no row of
     the mask is empty.
@@ -47,7 +48,9 @@ def pack(rows: Sequence[Encoded], bins: Sequence[Sequence[int]], pad_id: int) ->
     shape = (len(bins), longest)
     input_ids_BT = torch.full(shape, pad_id)
     labels_BT = torch.full(shape, IGNORED)
-    position_ids_BT = torch.zeros(shape, dtype=torch.long)
+    # (1, B, T), or (3, B, T) where a foundation counts time, rows and columns
+    axes = 3 if any(row.positions for row in rows) else 1
+    position_ids_3BT = torch.zeros((axes, *shape), dtype=torch.long)
     segment_BT = -torch.arange(1, longest + 1).repeat(
         len(bins), 1
     )  # padding: a segment of its own for each place
@@ -57,7 +60,9 @@ def pack(rows: Sequence[Encoded], bins: Sequence[Sequence[int]], pad_id: int) ->
             end = start + len(rows[i].input_ids)
             input_ids_BT[number, start:end] = torch.tensor(rows[i].input_ids)
             labels_BT[number, start:end] = torch.tensor(rows[i].labels)
-            position_ids_BT[number, start:end] = torch.arange(end - start)
+            position_ids_3BT[:, number, start:end] = torch.tensor(
+                rows[i].positions or [list(range(end - start))]
+            )
             segment_BT[number, start:end] = segment
             start = end
     same_BTT = segment_BT.unsqueeze(2) == segment_BT.unsqueeze(1)
@@ -65,6 +70,6 @@ def pack(rows: Sequence[Encoded], bins: Sequence[Sequence[int]], pad_id: int) ->
     return {
         "input_ids": input_ids_BT,
         "labels": labels_BT,
-        "position_ids": position_ids_BT,
+        "position_ids": position_ids_3BT if axes == 3 else position_ids_3BT[0],
         "attention_mask": (same_BTT & causal_TT).unsqueeze(1),
     }

@@ -112,11 +112,10 @@ def load_model(model_dir: str, name: str, training_recipe: dict[str, Any] | None
         recipe = TrainRecipe.model_validate(training_recipe)
         model, processor = initial_model(recipe, recipe.seed)
     else:
-        from emollm.model.emollm import EmoLLM
-        from emollm.model.processor import EmoLLMProcessor
+        from emollm.model import load
 
         folder = model_dir if name == "single" else storage.join(model_dir, name)
-        model, processor = EmoLLM.from_pretrained(folder), EmoLLMProcessor.from_pretrained(folder)
+        model, processor = load.load_model(folder), load.load_processor(folder)
     model.merge_lora()  # the same function in a quarter less time
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.float().eval().to(device), processor
@@ -183,7 +182,7 @@ def encode_prompts(samples: Sequence[dict[str, Any]], processor: Any, withhold_m
         try:
             encoded = encode_sample(sample, processor, supervise=False, withhold_media=withhold_media)
             options = option_texts(sample)
-            ids = option_token_ids(options, processor.tokenizer, processor.end_id) if options else []
+            ids = option_token_ids(options, processor.continuation, processor.end_id) if options else []
         except (ValueError, OSError) as error:
             raise EvaluationError(f"{sample['uid']}: cannot be put to the model: {error}") from error
         prompts.append(Prompt(encoded, ids))
@@ -271,12 +270,18 @@ def _read_rows(path: str) -> list[dict[str, Any]]:
 def _features(
     model: Any, processor: Any, samples: Sequence[dict[str, Any]], batch_size: int, known: PatchFeatures
 ) -> NDArray[np.float32]:
-    """Mean patch features of the frozen vision tower, averaged over a sample's pictures or frames: (N, D)."""
+    """Mean patch features of the frozen vision tower, averaged over a sample's pictures or frames: (N, D).
+
+    For an attached foundation the mean of its own visual tokens, without MVP.
+    """
     import numpy as np
     import torch
 
-    from emollm.data.collate import decode_pictures
+    from emollm.data.collate import decode_pictures, decode_visuals
 
+    if hasattr(model, "frozen_features"):  # an attached foundation
+        with torch.inference_mode():
+            return np.stack([model.frozen_features(decode_visuals(sample, processor)) for sample in samples])
     pictures_of = [decode_pictures(sample, processor) for sample in samples]
     flat = [picture for pictures in pictures_of for picture in pictures]
     means = []

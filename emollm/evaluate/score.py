@@ -1,6 +1,6 @@
 """Answers of a model: options by log-likelihood from one forward pass per sample, open answers by greedy decoding.
 
-**What an option's score is.** The sum of the log-probabilities of the tokens of `" " + option` behind the prompt, no
+**What an option's score is.** The sum of the log-probabilities of the option's tokens behind the prompt, no
 length normalisation: where no option's tokens begin another's (checked per sample), these are probabilities of disjoint
 events and their order is the model's preference. Where one does begin another, the end-of-turn token is appended to
 *every* option of that sample, so all are treated alike. `probability` is the softmax over a sample's options.
@@ -58,9 +58,14 @@ class Answer(NamedTuple):
     gap: float
 
 
-def option_token_ids(options: Sequence[str], tokenizer: Any, end_id: int) -> list[list[int]]:
-    """Token ids of `" " + option` for each option; with the end token where one option begins another (see above)."""
-    ids = [list(tokenizer(" " + option, add_special_tokens=False)["input_ids"]) for option in options]
+def option_token_ids(
+    options: Sequence[str], continuation: Callable[[str], list[int]], end_id: int
+) -> list[list[int]]:
+    """Token ids of each option; with the end token where one option begins another (see above).
+
+    `continuation` gives the ids of a text as the model's chat template has it behind a prompt.
+    """
+    ids = [continuation(option) for option in options]
     for option, tokens in zip(options, ids, strict=True):
         if not tokens:
             raise ValueError(f"option {option!r} has no tokens; every option needs a visible text")
@@ -71,12 +76,13 @@ def option_token_ids(options: Sequence[str], tokenizer: Any, end_id: int) -> lis
 
 
 class _Prefix(NamedTuple):
-    """State behind a batch of prompts: log-probabilities (B, V) of the next token, cache, mask (B, T), lengths (B)."""
+    """State behind a batch of prompts: log-probabilities (B, V) of the next token, cache, mask (B, T), and the position
+    of the next token (B), which is the length unless the model counts rows and columns."""
 
     log_probs_BV: torch.Tensor
     cache: Any
     mask_BT: torch.Tensor
-    lengths_B: torch.Tensor
+    next_B: torch.Tensor
 
 
 class Scorer:
@@ -163,7 +169,10 @@ class Scorer:
         )
         logits_BV = output.logits[torch.arange(len(prompts), device=column_B.device), column_B]
         cache = output.past_key_values if use_cache else None
-        return _Prefix(torch.log_softmax(logits_BV.float(), dim=-1), cache, mask_BT, lengths_B)
+        next_B = lengths_B
+        if "position_ids" in batch:  # (3, B, T): time, row, column
+            next_B = batch["position_ids"].masked_fill(mask_BT == 0, -1).amax(dim=(0, 2)) + 1
+        return _Prefix(torch.log_softmax(logits_BV.float(), dim=-1), cache, mask_BT, next_B)
 
     def _add_later_tokens(self, prompts: list[Prompt], prefix: _Prefix, totals: list[list[float]]) -> None:
         """Add to `totals` the log-probabilities of the second and later tokens of the options that have them."""
@@ -198,7 +207,7 @@ class Scorer:
         output = self.model(
             input_ids=inputs_RS,
             attention_mask=torch.cat([prefix.mask_BT[sample_R], real_RS], dim=1),
-            position_ids=prefix.lengths_B[sample_R, None] + torch.arange(longest, device=device),
+            position_ids=prefix.next_B[sample_R, None] + torch.arange(longest, device=device),
             past_key_values=cache,
             use_cache=True,
         )
@@ -235,7 +244,7 @@ class Scorer:
             output = self.model(
                 input_ids=best_B2.indices[:, :1],
                 attention_mask=mask_BT,
-                position_ids=prefix.lengths_B[:, None] + step,
+                position_ids=prefix.next_B[:, None] + step,
                 past_key_values=cache,
                 use_cache=True,
             )

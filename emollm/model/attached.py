@@ -12,6 +12,7 @@ T tokens of one picture, L width of the language model; S all patches of a batch
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
@@ -65,6 +66,7 @@ class AttachedMVP(nn.Module):
         self.relation = RelationPerspective(vision_width, width, heads) if config.relation else None
         self.relation_out = nn.Linear(width, language_width, bias=False) if config.relation else None
         self._record: dict[str, float] | None = None
+        self._closed = False
 
     def reset_parameters(self, seeded: Callable[[str], object]) -> None:
         """Initialise each perspective from its own seed (`seeded(name)` seeds torch); the scene is left alone."""
@@ -76,7 +78,7 @@ class AttachedMVP(nn.Module):
 
     def forward(self, features: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         h: Tensor = self.scene(features, *args, **kwargs)
-        if self.content is None and self.relation is None:
+        if self._closed or (self.content is None and self.relation is None):
             return h
         pictures = self.layout.pictures(features)
         for name, views in self._views(pictures):
@@ -107,6 +109,15 @@ class AttachedMVP(nn.Module):
                 )
             yield "relation", found
 
+    @contextlib.contextmanager
+    def closed(self) -> Iterator[None]:
+        """The foundation's own projection alone, for the length of a block."""
+        self._closed = True
+        try:
+            yield
+        finally:
+            self._closed = False
+
     def opened(self, run: Callable[[], Any]) -> dict[str, float]:
         """How far each perspective has opened: its contribution's norm relative to the sum before it, while `run` runs."""
         self._record = {}
@@ -135,20 +146,19 @@ def average_blocks(x_NPX: Tensor, grid: tuple[int, int], block: int) -> Tensor:
 class SquareLayout:
     """Square pictures, (N, P, D) in and (N, P / block², L) out: LLaVA-1.5, LLaVA-OneVision (tiles), SmolVLM.
 
-    `frames` is set by the family while a video passes: the number of frames of each clip (they follow one another).
+    `media` is set while clips pass: for each medium 0, or its number of frames (they follow one another).
     """
 
     def __init__(self, block: int = 1) -> None:
         self.block = block
-        self.frames = 0
+        self.media: tuple[int, ...] = ()
 
     def pictures(self, features: Tensor) -> list[Pictures]:
         count, patches, _ = features.shape
         side = math.isqrt(patches)
         if side * side != patches:
             raise ValueError(f"{patches} patches are no square grid")
-        media = (self.frames,) * (count // self.frames) if self.frames else (0,) * count
-        return [Pictures(features, (side, side), media, self.block)]
+        return [Pictures(features, (side, side), self.media or (0,) * count, self.block)]
 
     def tokens(self, parts: list[Tensor], like: Tensor) -> Tensor:
         return parts[0]
@@ -216,11 +226,12 @@ def _attach_onevision(model: Any, config: MVPConfig) -> AttachedMVP:
     plain = model.model.get_video_features
 
     def get_video_features(pixel_values_videos: Tensor, *args: Any, **kwargs: Any) -> Any:
-        layout.frames = pixel_values_videos.shape[1]  # so that adjacent frames are known
+        clips, frames = pixel_values_videos.shape[:2]
+        layout.media = (frames,) * clips  # so that adjacent frames are known
         try:
             return plain(pixel_values_videos, *args, **kwargs)
         finally:
-            layout.frames = 0
+            layout.media = ()
 
     model.model.get_video_features = get_video_features
     return mvp

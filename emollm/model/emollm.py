@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ class EmoLLM(PreTrainedModel, GenerationMixin):
         )
         self.post_init()
         if config.lora is not None:
-            _inject_lora(self.language_model, LoRAConfig(**config.lora))
+            inject_lora(self.language_model, LoRAConfig(**config.lora))
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -143,7 +143,7 @@ class EmoLLM(PreTrainedModel, GenerationMixin):
             audio_config=parts.audio_tower.config.to_diff_dict() if parts.audio_tower is not None else None,
             audio_token_id=audio_token_id,
             tokens_per_audio=foundation.tokens_per_audio,
-            foundations=_reference(foundation),
+            foundations=foundation_reference(foundation),
         )
         model = cls(config, parts)
         model.generation_config = parts.language_model.generation_config
@@ -169,10 +169,21 @@ class EmoLLM(PreTrainedModel, GenerationMixin):
             raise MediaMismatchError("sounds came, but this model has no audio tower")
         return hear(self.audio_tower, sounds, self.config.tokens_per_audio)
 
-    def trained_names(self) -> set[str]:
-        """Names of the parameters that are not the foundations' own: those of MVP, the audio projector and LoRA."""
+    def reset_projector(self, seeded: Callable[[str], object], scene_rms: float) -> None:
+        """Initialise the projectors, every part from its own seed; see `MVP.reset_parameters`."""
+        self.projector.reset_parameters(seeded, scene_rms)
+        if self.audio_projector is not None:
+            seeded("audio")
+            self.audio_projector.reset_parameters(scene_rms)
+
+    def projector_names(self) -> set[str]:
+        """Names of the parameters of MVP and the audio projector, which have a learning rate of their own."""
         own = ("projector.", "audio_projector.")
-        return {name for name, _ in self.named_parameters() if name.startswith(own) or ".lora_" in name}
+        return {name for name, _ in self.named_parameters() if name.startswith(own)}
+
+    def trained_names(self) -> set[str]:
+        """Names of the parameters that learn: those of the projectors and of LoRA."""
+        return self.projector_names() | {name for name, _ in self.named_parameters() if ".lora_" in name}
 
     def freeze_foundations(self) -> None:
         """Only MVP, the audio projector and LoRA learn."""
@@ -212,40 +223,63 @@ class EmoLLM(PreTrainedModel, GenerationMixin):
         if inputs_embeds is None:
             inputs_embeds = self._embed(input_ids, pixel_values, patches, media_frames)
             inputs_embeds = self._embed_sounds(input_ids, inputs_embeds, sounds, heard)
+        return self.decode(
+            inputs_embeds,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            use_cache=use_cache,
+            labels=labels,
+            logits_to_keep=logits_to_keep,
+            supervised_only=supervised_only,
+            num_items_in_batch=num_items_in_batch,
+            **kwargs,
+        )
+
+    def decode(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        past_key_values: Any,
+        *,
+        use_cache: bool | None,
+        labels: Tensor | None,
+        logits_to_keep: int | Tensor,
+        supervised_only: bool,
+        num_items_in_batch: Tensor | int | None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """The language model over embedded tokens (B, T, L), and the loss. See `forward`."""
         plain_mask = attention_mask is not None and attention_mask.dim() == 2
         if attention_mask is not None and plain_mask and position_ids is None and past_key_values is None:
             # So that left padding gives the logits of right padding.
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-        if supervised_only:
-            if labels is None:
-                raise ValueError("supervised_only=True needs labels")
-            hidden_BTL = self.language_model.base_model(
-                inputs_embeds=inputs_embeds,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                use_cache=False,
-            ).last_hidden_state
-            targets_BT = labels[:, 1:]
-            supervised_BT = targets_BT != IGNORED
-            logits = self.get_output_embeddings()(hidden_BTL[:, :-1][supervised_BT])
-            mean = _mean_loss(logits, targets_BT[supervised_BT], num_items_in_batch)
-            return CausalLMOutputWithPast(loss=mean, logits=logits)
-        outputs = self.language_model(
+        if supervised_only and labels is None:
+            raise ValueError("supervised_only=True needs labels")
+        outputs = self.get_decoder()(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
-            use_cache=use_cache,
-            logits_to_keep=logits_to_keep if labels is None else 0,
+            use_cache=False if supervised_only else use_cache,
             **kwargs,
         )
-        loss = None
+        hidden_BTL, head = outputs.last_hidden_state, self.get_output_embeddings()
+        if supervised_only:
+            assert labels is not None
+            targets_BT = labels[:, 1:]
+            supervised_BT = targets_BT != IGNORED
+            logits = head(hidden_BTL[:, :-1][supervised_BT])
+            mean = _mean_loss(logits, targets_BT[supervised_BT], num_items_in_batch)
+            return CausalLMOutputWithPast(loss=mean, logits=logits)
         if labels is not None:
-            loss = _mean_loss(
-                outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), num_items_in_batch
-            )
+            logits = head(hidden_BTL)
+            loss = _mean_loss(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), num_items_in_batch)
+            return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         return CausalLMOutputWithPast(
-            loss=loss, logits=outputs.logits, past_key_values=outputs.past_key_values
+            logits=head(hidden_BTL[:, kept]), past_key_values=outputs.past_key_values
         )
 
     def _embed(
@@ -339,30 +373,36 @@ class EmoLLM(PreTrainedModel, GenerationMixin):
         foundation is missing or is not the one the model was trained on.
         """
         given = {part: kwargs.pop(part, None) for part in FOUNDATION_PARTS}
-        config = kwargs.get("config") or EmoLLMConfig.from_pretrained(pretrained_model_name_or_path)
+        config = kwargs.get("config") or cls.config_class.from_pretrained(pretrained_model_name_or_path)
         if config.foundations is None:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         folder = Path(pretrained_model_name_or_path)
         reference = dict(config.foundations)
         for part, digest in reference["digests"].items():
             reference[part] = _find_foundation(part, given[part] or reference[part], digest)
-        parts = FAMILIES[reference["family"]](
-            reference["vision"], reference["language"], reference.get("audio")
-        )
-        model = cls(config, parts)
+        model = cls.from_parts(config, reference)
         _load_trained(model, folder / TRAINED_FILE)
         model.generation_config = GenerationConfig.from_pretrained(folder)
         return model.eval()
+
+    @classmethod
+    def from_parts(cls, config: Any, reference: dict[str, Any]) -> EmoLLM:
+        """A model over the pretrained foundations that a light folder refers to."""
+        parts = FAMILIES[reference["family"]](
+            reference["vision"], reference["language"], reference.get("audio")
+        )
+        return cls(config, parts)
 
     def merge_lora(self) -> None:
         """Fold LoRA into the language model's weights, in place; the config no longer mentions it."""
         from peft.tuners.lora import LoraLayer
 
-        for name, layer in list(self.language_model.named_modules()):
+        decoder = self.get_decoder()
+        for name, layer in list(decoder.named_modules()):
             if isinstance(layer, LoraLayer):
                 layer.merge()
                 parent, _, child = name.rpartition(".")
-                setattr(self.language_model.get_submodule(parent), child, layer.get_base_layer())
+                setattr(decoder.get_submodule(parent), child, layer.get_base_layer())
         self.config.lora = None
 
 
@@ -373,7 +413,8 @@ def _mean_loss(logits_SV: Tensor, targets_S: Tensor, items: Tensor | int | None)
     return total / items
 
 
-def _inject_lora(language_model: PreTrainedModel, lora: LoRAConfig) -> None:
+def inject_lora(language_model: nn.Module, lora: LoRAConfig) -> None:
+    """Put LoRA into the layers of a language model that `lora.targets` names, in place."""
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(
@@ -382,11 +423,12 @@ def _inject_lora(language_model: PreTrainedModel, lora: LoRAConfig) -> None:
     inject_adapter_in_model(config, language_model)
 
 
-def _reference(foundation: FoundationConfig) -> dict[str, Any]:
+def foundation_reference(foundation: FoundationConfig) -> dict[str, Any]:
+    """Where the foundations are and what their files are, for the config of a light folder."""
     reference: dict[str, Any] = {"family": foundation.family, "digests": {}}
     for part in FOUNDATION_PARTS:
         path = getattr(foundation, part)
-        if path is None:
+        if not path:
             continue
         reference[part] = str(Path(path).resolve()) if Path(path).is_dir() else path
         reference["digests"][part] = foundation_digest(path)

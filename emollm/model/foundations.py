@@ -1,8 +1,7 @@
 """Foundations: the pretrained parts an EmoLLM is made of. One function per family.
 
 *composed*: any transformers vision tower and any causal language model, with a fresh scene projection between them.
-An *attached* family (an existing multimodal model whose own projector MVP wraps) is one more function that returns the
-same `Parts`, its projector as `scene`.
+*attached*: an existing multimodal model whose own projector MVP wraps (`emollm.model.attached`, `emollm.model.families`).
 """
 
 from __future__ import annotations
@@ -14,7 +13,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+)
 from transformers.utils import logging
 
 from emollm.model.audio import load_audio_tower
@@ -53,6 +58,18 @@ def composed(vision: str, language: str, audio: str | None = None) -> Parts:
     language_model = AutoModelForCausalLM.from_pretrained(_there(language), dtype=torch.float32)
     scene = SceneProjection(vision_config.hidden_size, language_model.config.hidden_size)
     return Parts(tower, language_model, scene, load_audio_tower(_there(audio)) if audio else None)
+
+
+def load_mllm(path: str) -> Any:
+    """A foundation MLLM from a transformers folder or hub name, in float32. Raises FoundationError."""
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    try:
+        return AutoModelForImageTextToText.from_pretrained(_there(path), dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        if isinstance(error, FoundationError):
+            raise
+        raise FoundationError(f"{path}: not a foundation MLLM: {error}") from error
 
 
 FAMILIES: dict[str, Callable[[str, str, str | None], Parts]] = {"composed": composed}

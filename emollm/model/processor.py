@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,14 +21,16 @@ from transformers import AutoProcessor, AutoTokenizer, BatchEncoding
 from dataset_build.media import open_picture
 from dataset_build.schema import PLACEHOLDERS
 from emollm.model.audio import SoundReader
+from emollm.model.chat import Turns
 from emollm.model.emollm import EmoLLMConfig
+from emollm.model.families import Size
 
 SETTINGS_FILE = "processor_config.json"
 IMAGE_TOKEN = PLACEHOLDERS["image"]
 VIDEO_TOKEN = PLACEHOLDERS["video"]
 AUDIO_TOKEN = PLACEHOLDERS["audio"]
-# What a medium is to the prompt: 0 a still picture, n a video of n frames, SOUND a sound.
-SOUND = -1
+# A medium of a prompt that is a sound.
+SOUND = Size(-1, 0, 0)
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -39,13 +41,6 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\nAnswer:' }}{% endif %}"
 )
 _END_OF_TURN = "<|im_end|>"
-
-
-class Turns(NamedTuple):
-    """Token ids of a rendered chat; `supervised` is the half-open span of the answer, None without one."""
-
-    input_ids: list[int]
-    supervised: tuple[int, int] | None
 
 
 class EmoLLMProcessor:
@@ -111,10 +106,10 @@ class EmoLLMProcessor:
         """Whether sounds are put to the model; if not, they and their placeholders are left out."""
         return self.tokens_per_audio > 0
 
-    def render(self, messages: Sequence[dict[str, str]], answer: str | None, media: Sequence[int]) -> Turns:
+    def render(self, messages: Sequence[dict[str, str]], answer: str | None, media: Sequence[Size]) -> Turns:
         """Token ids of the chat, up to `Answer:`, and of ` answer` with the end of turn behind it if given.
 
-        `media` has one entry a placeholder: 0 for a still picture, n for a video of n frames, SOUND. The answer is
+        `media` has one entry a placeholder. The answer is
         encoded by itself and appended, so its span is known by construction.
         """
         prompt = self.apply_chat_template(messages, add_generation_prompt=True)
@@ -126,9 +121,17 @@ class EmoLLMProcessor:
 
     def answer_ids(self, answer: str) -> list[int]:
         """The supervised tokens: the answer behind a space, and the end of the turn."""
-        return [*self.tokenizer.encode(f" {answer}", add_special_tokens=False), self.end_id]
+        return [*self.continuation(answer), self.end_id]
 
-    def text_ids(self, text: str, media: Sequence[int]) -> list[int]:
+    def continuation(self, answer: str) -> list[int]:
+        """The ids of an answer behind a prompt, without the end of the turn."""
+        ids: list[int] = self.tokenizer.encode(f" {answer}", add_special_tokens=False)
+        return ids
+
+    def positions(self, input_ids: Sequence[int], media: Sequence[Size]) -> None:
+        """Positions are counted from 0."""
+
+    def text_ids(self, text: str, media: Sequence[Size]) -> list[int]:
         """Ids of `text`; each placeholder becomes as many image or audio tokens as its medium has."""
         ids: list[int] = []
         left = list(reversed(media))
@@ -146,21 +149,22 @@ class EmoLLMProcessor:
             raise ValueError(f"{len(left)} media have no placeholder in the text {text[:80]!r}")
         return ids
 
-    def _media_ids(self, placeholder: str, medium: int | None) -> list[int]:
+    def _media_ids(self, placeholder: str, medium: Size | None) -> list[int]:
         if medium is None:
             raise ValueError(f"a {placeholder} placeholder has no medium")
         fitting, is_a = (
             (AUDIO_TOKEN, "a sound")
             if medium == SOUND
             else (VIDEO_TOKEN, "a video")
-            if medium
+            if medium.frames
             else (IMAGE_TOKEN, "a still picture")
         )
         if placeholder != fitting:
             raise ValueError(f"a {placeholder} placeholder stands for {is_a}")
         if medium == SOUND:
             return [self.audio_token_id] * self.tokens_per_audio
-        return [self.image_token_id] * (medium * self.tokens_per_frame if medium else self.tokens_per_image)
+        tokens = medium.frames * self.tokens_per_frame if medium.frames else self.tokens_per_image
+        return [self.image_token_id] * tokens
 
     def decode(self, ids: Any, **kwargs: Any) -> str:
         return self.tokenizer.decode(ids, **kwargs)
@@ -188,7 +192,7 @@ class EmoLLMProcessor:
         self, text: str | None = None, images: Sequence[bytes | Image.Image] = (), return_tensors: str = "pt"
     ) -> BatchEncoding:
         """One prompt (already rendered, with `<image>` placeholders) and its still pictures, ready for `generate`."""
-        ids = self.text_ids(text or "", [0] * len(images))
+        ids = self.text_ids(text or "", [Size(0, 0, 0)] * len(images))
         data: dict[str, Any] = {"input_ids": [ids], "attention_mask": [[1] * len(ids)]}
         if images:
             data["pixel_values"] = torch.stack([self.picture(image) for image in images])

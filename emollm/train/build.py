@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,10 +14,19 @@ from emollm.model.foundations import PICTURES, read_config
 from emollm.model.processor import EmoLLMProcessor
 
 
-def initial_processor(recipe: TrainRecipe) -> EmoLLMProcessor:
+def initial_processor(recipe: TrainRecipe) -> Any:
     """The processor that fits the recipe's foundations and prompt style."""
     from transformers import AutoTokenizer
 
+    if recipe.foundation.family == "attached":
+        from emollm.model.attached_processor import AttachedProcessor
+
+        return AttachedProcessor(
+            AutoTokenizer.from_pretrained(recipe.foundation.mllm),
+            read_config(recipe.foundation.mllm, "foundation MLLM"),
+            max_side_px=recipe.foundation.max_side_px,
+            prompt=recipe.prompt,
+        )
     vision_config = read_config(recipe.foundation.vision, "vision tower")
     settings = PICTURES[getattr(vision_config, "vision_config", vision_config).model_type]
     sound = {}
@@ -39,24 +49,28 @@ def initial_processor(recipe: TrainRecipe) -> EmoLLMProcessor:
     )
 
 
-def initial_model(recipe: TrainRecipe, seed: int) -> tuple[EmoLLM, EmoLLMProcessor]:
+def initial_model(recipe: TrainRecipe, seed: int) -> tuple[EmoLLM, Any]:
     """Foundations with fresh MVP and LoRA, before any alignment: the `untrained` baseline.
 
     The foundations are frozen. Every part has its own seed, so that ablating one perspective leaves the others alone.
     """
     processor = initial_processor(recipe)
-    model = EmoLLM.composed(
-        recipe.foundation, recipe.mvp, recipe.lora, processor.image_token_id, processor.audio_token_id
-    )
+    if recipe.foundation.family == "attached":
+        from emollm.model.attached_model import AttachedEmoLLM
+
+        model: EmoLLM = AttachedEmoLLM.attached(
+            recipe.foundation, recipe.mvp, recipe.lora, recipe.full_language
+        )
+    else:
+        model = EmoLLM.composed(
+            recipe.foundation, recipe.mvp, recipe.lora, processor.image_token_id, processor.audio_token_id
+        )
     model.generation_config.eos_token_id = processor.end_id
     model.generation_config.pad_token_id = processor.pad_id
     with torch.random.fork_rng(devices=[]):
         embeddings_VL: torch.Tensor = model.get_input_embeddings().weight.data  # type: ignore[assignment]
         scene_rms = float(embeddings_VL.float().pow(2).mean().sqrt())
-        model.projector.reset_parameters(lambda name: torch.manual_seed(part_seed(seed, name)), scene_rms)
-        if model.audio_projector is not None:
-            torch.manual_seed(part_seed(seed, "audio"))
-            model.audio_projector.reset_parameters(scene_rms)
+        model.reset_projector(lambda name: torch.manual_seed(part_seed(seed, name)), scene_rms)
         for name, parameter in model.named_parameters():
             if ".lora_A." in name:
                 torch.manual_seed(part_seed(seed, name))

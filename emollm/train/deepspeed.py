@@ -67,9 +67,10 @@ def make_engine(model: EmoLLM, config: DeepSpeedConfig, tune: TuneConfig, accumu
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    projector = model.projector_names()
     groups = [
         {
-            "params": [p for name, p in named if (".lora_" not in name) == is_projector],
+            "params": [p for name, p in named if (name in projector) == is_projector],
             "lr": rate,
             "base_lr": rate,
         }

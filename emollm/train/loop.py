@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -141,7 +142,7 @@ def train_fold(
 def prepare(recipe: TrainRecipe, fold: int, rank: int, world: int, features: FeatureStore) -> Fold:
     """Model, rows, plan and picture features of one protocol."""
     model, processor = initial_model(recipe, recipe.seed)
-    limit = getattr(model.config.text_config, "max_position_embeddings", None)
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     corpus = Corpus(training_table(recipe.data, fold), processor, limit)
     tune = recipe.tune
     steps = plan_training(
@@ -170,7 +171,9 @@ def look_at_pictures(state: Fold) -> None:
 
 
 def align_fold(state: Fold) -> list[float]:
-    """Stage 1; the loss of every step."""
+    """Stage 1; the loss of every step. An attached foundation's projector is aligned already."""
+    if state.recipe.foundation.family == "attached":
+        return []
     started = time.monotonic()
     losses = align(
         state.model, state.processor, state.corpus, state.row_patches, state.recipe.align, state.recipe.seed
@@ -289,6 +292,8 @@ def make_batch(state: Fold, rows: Sequence[int]) -> dict[str, Any]:
     if patches := [features.patches for features in found if features.patches is not None]:
         batch["patches"] = torch.cat(patches)
         batch["media_frames"] = [frames for i in order for frames in encoded[i].media_frames]
+    if visuals := [visual for features in found for visual in features.visuals]:
+        batch["visuals"] = visuals
     if heard := [features.heard for features in found if features.heard is not None]:
         batch["heard"] = torch.cat(heard)
     return {
@@ -347,6 +352,10 @@ def export_fold(state: Fold, engine: Any, result: dict[str, Any]) -> None:
 
 def measure_perspectives(state: Fold, weights: dict[str, Tensor], most: int = 64) -> dict[str, float]:
     """How far MVP's perspectives have opened, over up to `most` training rows with pictures."""
+    numbers = [n for n in range(len(state.corpus)) if state.corpus.encoded[n].media_frames]
+    chosen = numbers[:: max(1, len(numbers) // most)][:most]
+    if state.recipe.foundation.family == "attached":
+        return _measure_attached(state, weights, chosen)
     from emollm.config import MVPConfig
     from emollm.model.projector import MVP, SceneProjection
 
@@ -364,8 +373,24 @@ def measure_perspectives(state: Fold, weights: dict[str, Tensor], most: int = 64
             if name.startswith("projector.")
         }
     )
-    numbers = [n for n in range(len(state.corpus)) if state.corpus.encoded[n].media_frames]
-    chosen = numbers[:: max(1, len(numbers) // most)][:most]
     found = [patches for n in chosen if (patches := state.row_patches(n)) is not None]
     frames = [count for n in chosen for count in state.corpus.encoded[n].media_frames]
     return projector.opened(torch.cat(found), frames) if found else {}
+
+
+@torch.no_grad()
+def _measure_attached(state: Fold, weights: dict[str, Tensor], chosen: Sequence[int]) -> dict[str, float]:
+    """The mean over the media of some rows of what `AttachedMVP.opened` says."""
+    from emollm.model.attached_model import AttachedEmoLLM
+
+    model = state.model
+    assert isinstance(model, AttachedEmoLLM)
+    own = {name: value for name, value in weights.items() if ".lora_" not in name}
+    model.load_state_dict(own, strict=False)  # under ZeRO 3 the module holds only shards
+    shares: dict[str, list[float]] = {}
+    for number in chosen:
+        for visual in state.row_features(number).visuals:
+            opened = model.projector.opened(partial(model.family.tokens, model.foundation, [visual]))
+            for name, share in opened.items():
+                shares.setdefault(name, []).append(share)
+    return {name: sum(values) / len(values) for name, values in shares.items()}

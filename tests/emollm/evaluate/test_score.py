@@ -133,23 +133,21 @@ def test_decoding_stops_at_the_end_token() -> None:
     assert ending.answers(asked)[0].token_ids == first.token_ids[:1]
 
 
-class Words:
-    """A tokenizer that gives every character an id."""
-
-    def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
-        return {"input_ids": [ord(letter) for letter in text.strip()]}
+def letters(text: str) -> list[int]:
+    """An id for every character."""
+    return [ord(letter) for letter in text.strip()]
 
 
 def test_end_token_joins_all_options_only_where_one_begins_another() -> None:
-    assert option_token_ids(["ab", "ba"], Words(), 7) == [[97, 98], [98, 97]]
-    assert option_token_ids(["ab", "abc"], Words(), 7) == [[97, 98, 7], [97, 98, 99, 7]]
+    assert option_token_ids(["ab", "ba"], letters, 7) == [[97, 98], [98, 97]]
+    assert option_token_ids(["ab", "abc"], letters, 7) == [[97, 98, 7], [97, 98, 99, 7]]
 
 
 def test_options_that_look_alike_to_the_model_are_refused() -> None:
     with pytest.raises(ValueError, match="not distinct"):
-        option_token_ids(["ab", "ab "], Words(), 7)
+        option_token_ids(["ab", "ab "], letters, 7)
     with pytest.raises(ValueError, match="no tokens"):
-        option_token_ids(["ab", " "], Words(), 7)
+        option_token_ids(["ab", " "], letters, 7)
 
 
 def test_option_probabilities_are_a_softmax() -> None:

@@ -1,0 +1,265 @@
+"""Attached foundations from a row of EmoBench to logits: templates, places, positions, packing, saving, training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from emollm.config import FoundationConfig, LoRAConfig, MVPConfig, TrainRecipe
+from emollm.data.collate import Encoded, collate, encode_sample, encode_text
+from emollm.data.masking import IGNORED
+from emollm.data.packing import first_fit, pack
+from emollm.evaluate.score import Prompt, Scorer, option_token_ids
+from emollm.model.attached_model import AttachedEmoLLM
+from emollm.model.chat import Chat, ChatTemplateError
+from emollm.model.load import load_model, load_processor
+from emollm.train.build import initial_model, initial_processor
+from emollm.train.loop import train_fold
+from tests.emollm.train.small_emobench import sample
+from tests.fixtures import tiny_mllms
+
+FAMILIES = sorted(tiny_mllms.MLLMS)
+ANSWERS = ("joy", "Ask for help", "Yes", "A")
+
+
+@pytest.fixture(scope="session")
+def mllms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("mllms")
+    for family in FAMILIES:
+        tiny_mllms.write(family, folder / family)
+    return {family: folder / family for family in FAMILIES}
+
+
+@pytest.fixture(params=FAMILIES)
+def recipe(request: pytest.FixtureRequest, mllms: dict[str, Path], tiny_recipe: TrainRecipe) -> TrainRecipe:
+    foundation = FoundationConfig(family="attached", mllm=str(mllms[request.param]), max_side_px=32)
+    tune = tiny_recipe.tune.model_copy(update={"pack_tokens": 400})
+    return tiny_recipe.model_copy(update={"foundation": foundation, "tune": tune})
+
+
+def rows() -> list[dict]:
+    return [
+        sample(number, fold=0, split="train", label="joy", frames=3 if number == 2 else 0)
+        for number in range(5)
+    ]
+
+
+def perturbed(recipe: TrainRecipe) -> tuple[AttachedEmoLLM, object]:
+    model, processor = initial_model(recipe, 0)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in model.trained_names():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    return model, processor
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize("frames", [0, 3])
+def test_supervised_tokens_are_the_answer_and_the_end_of_the_turn(recipe, answer, frames):
+    processor = initial_processor(recipe)
+    row = sample(1, fold=0, split="train", label=answer, frames=frames)
+    encoded = encode_text(row, processor, supervise=True)
+    supervised = [label for label in encoded.labels if label != IGNORED]
+    assert supervised[-1] == processor.end_id
+    assert processor.decode(supervised[:-1]).strip() == answer
+    start = len(encoded.labels) - len(supervised)
+    assert encoded.labels[:start] == [IGNORED] * start
+    assert encoded.input_ids[:start] == encode_text(row, processor, supervise=False).input_ids
+    assert processor.continuation(answer) == supervised[:-1]
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_the_rendered_chat_is_the_templates_own_token_by_token(recipe, answer):
+    """Prompt, answer and end of turn are what the tokenizer makes of the whole chat as its template writes it."""
+    tokenizer = initial_processor(recipe).tokenizer
+    chat = Chat(tokenizer)
+    question = [{"role": "user", "content": [{"type": "text", "text": "Which emotion does this show?"}]}]
+    turns = chat.turns(chat.prompt(question), answer)
+    whole = tokenizer.apply_chat_template(
+        [*question, {"role": "assistant", "content": [{"type": "text", "text": answer}]}], tokenize=False
+    )
+    expected = chat.ids(whole.rstrip())
+    if expected[-1] != chat.end_id:  # LLaVA's template leaves the end of the turn to the tokenizer
+        expected.append(chat.end_id)
+    assert turns.input_ids == expected
+
+
+def test_a_template_that_changes_the_answer_or_the_prompt_is_refused():
+    tokenizer = tiny_mllms.write_tokenizer("smolvlm")
+    tokenizer.chat_template = tokenizer.chat_template.replace("part['text']", "part['text'] | upper")
+    with pytest.raises(ChatTemplateError, match="changes the answer 'Yes' to ' YES"):
+        Chat(tokenizer)
+    tokenizer = tiny_mllms.write_tokenizer("smolvlm")
+    tokenizer.chat_template = tokenizer.chat_template.replace("'Assistant:'", "'Bot:'")
+    with pytest.raises(ChatTemplateError, match="does not begin an answered chat as it ends a prompt"):
+        Chat(tokenizer)
+
+
+@torch.no_grad()
+def test_step_0_gives_the_foundations_own_logits_for_rows_with_pictures_and_clips(recipe):
+    from transformers import AutoModelForImageTextToText
+
+    model, processor = initial_model(recipe, 0)
+    foundation = AutoModelForImageTextToText.from_pretrained(recipe.foundation.mllm).eval()
+    for row in rows():
+        encoded = encode_sample(row, processor, supervise=True)
+        ours = model(**collate([encoded], processor.pad_id)).logits
+        theirs = foundation(**foundation_inputs(processor, encoded)).logits
+        assert torch.equal(ours, theirs), row["uid"]
+
+
+def foundation_inputs(processor, encoded: Encoded) -> dict:
+    """What the foundation's own forward takes for one row."""
+    ids = torch.tensor([encoded.input_ids])
+    (visual,) = encoded.visuals
+    config, pixels = processor.foundation_config, visual.pixels
+    inputs: dict = {"input_ids": ids}
+    if config.model_type == "qwen2_5_vl":
+        kind = "video" if visual.kind == "video" else "image"
+        inputs["pixel_values_videos" if kind == "video" else "pixel_values"] = pixels
+        inputs[f"{kind}_grid_thw"] = torch.tensor([visual.grid_thw])
+        inputs["mm_token_type_ids"] = (ids == config.image_token_id).int() + 2 * (
+            ids == config.video_token_id
+        ).int()
+    elif config.model_type == "llava_onevision":
+        if visual.kind == "video":
+            inputs["pixel_values_videos"] = pixels[None]
+        else:
+            inputs |= {
+                "pixel_values": pixels[None],
+                "image_sizes": torch.tensor([pixels.shape[-2:]]),
+                "batch_num_images": torch.tensor([2]),  # one view a picture, as for several pictures
+            }
+    else:
+        inputs["pixel_values"] = pixels[None] if config.model_type == "smolvlm" else pixels
+    return inputs
+
+
+def test_packed_and_padded_batches_give_the_same_loss_and_gradients(recipe):
+    model, processor = perturbed(recipe)
+    encoded = [encode_sample(row, processor, supervise=True) for row in rows()]
+
+    def loss_and_gradients(batch: dict) -> tuple[float, list[torch.Tensor]]:
+        model.zero_grad()
+        loss = model(**batch, supervised_only=True).loss
+        loss.backward()
+        return float(loss.detach()), [p.grad.clone() for p in model.parameters() if p.requires_grad]
+
+    padded = loss_and_gradients(collate(encoded, processor.pad_id))
+    assert padded[0] > 0 and all(gradient.isfinite().all() for gradient in padded[1])
+    for capacity in (0, 500):
+        bins = first_fit([len(row.input_ids) for row in encoded], capacity)
+        batch: dict = pack(encoded, bins, processor.pad_id)
+        batch["visuals"] = [visual for one in bins for i in one for visual in encoded[i].visuals]
+        packed = loss_and_gradients(batch)
+        assert packed[0] == pytest.approx(padded[0], abs=1e-5)
+        for ours, theirs in zip(packed[1], padded[1], strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_options_scored_from_one_pass_equal_a_full_forward_for_each(recipe):
+    model, processor = perturbed(recipe)
+    options = ["joy", "Ask for help", "sadness"]
+    ids = option_token_ids(options, processor.continuation, processor.end_id)
+    prompts = [Prompt(encode_sample(row, processor, supervise=False), ids) for row in rows()]
+
+    def batch(encoded: list[Encoded]) -> dict:
+        return collate(encoded, processor.pad_id)
+
+    scorer = Scorer(model, batch, processor.decode, [processor.end_id], batch_size=5)
+    for prompt, answer in zip(prompts, scorer.answers(prompts), strict=True):
+        for option, found in zip(ids, answer.log_probs, strict=True):
+            whole = prompt.encoded._replace(
+                input_ids=[*prompt.encoded.input_ids, *option],
+                labels=[IGNORED] * (len(prompt.encoded.input_ids) + len(option)),
+                positions=None,
+            )
+            if prompt.encoded.positions:
+                after = max(map(max, prompt.encoded.positions)) + 1
+                rest = list(range(after, after + len(option)))
+                whole = whole._replace(positions=[[*axis, *rest] for axis in prompt.encoded.positions])
+            logits = model(**batch([whole])).logits[0].log_softmax(-1)
+            start = len(prompt.encoded.input_ids) - 1
+            naive = sum(float(logits[start + k, token]) for k, token in enumerate(option))
+            assert found == pytest.approx(naive, abs=1e-5)
+
+
+@torch.no_grad()
+def test_positions_behind_the_media_are_the_foundations_own(mllms, tiny_recipe):
+    foundation = FoundationConfig(family="attached", mllm=str(mllms["qwen2_5_vl"]), max_side_px=32)
+    model, processor = initial_model(tiny_recipe.model_copy(update={"foundation": foundation}), 0)
+    for row in rows():
+        encoded = encode_sample(row, processor, supervise=True)
+        inputs = foundation_inputs(processor, encoded)
+        found, _ = model.foundation.model.get_rope_index(
+            inputs["input_ids"],
+            inputs["mm_token_type_ids"],
+            inputs.get("image_grid_thw"),
+            inputs.get("video_grid_thw"),
+        )
+        assert found[:, 0].tolist() == encoded.positions
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("lora", [LoRAConfig(rank=2), None])
+def test_saved_and_loaded_gives_the_same_logits(recipe, tmp_path, lora):
+    model, processor = perturbed(recipe.model_copy(update={"lora": lora}))
+    batch = collate([encode_sample(row, processor, supervise=True) for row in rows()], processor.pad_id)
+    expected = model(**batch).logits
+    model.save_pretrained(tmp_path / "light")
+    processor.save_pretrained(tmp_path / "light")
+    assert torch.equal(load_model(str(tmp_path / "light"))(**batch).logits, expected)
+    again = load_processor(str(tmp_path / "light"))
+    assert again.settings() == processor.settings() and again.end_id == processor.end_id
+    model.config.foundations = None
+    model.merge_lora()
+    model.save_pretrained(tmp_path / "whole")
+    processor.save_pretrained(tmp_path / "whole")
+    torch.testing.assert_close(
+        load_model(str(tmp_path / "whole"))(**batch).logits, expected, atol=1e-5, rtol=0
+    )
+
+
+def test_training_tunes_mvp_and_lora_and_keeps_the_foundation(recipe):
+    before, _ = initial_model(recipe, recipe.seed)
+    result = train_fold(recipe, 0, "attached")
+    assert result["perspectives"]["content"] > 0 and result["perspectives"]["relation"] > 0
+    after = load_model(str(Path(recipe.out) / "fold-0"))
+    trained = before.trained_names()
+    for (name, old), (_, new) in zip(before.named_parameters(), after.named_parameters(), strict=True):
+        assert name in trained or torch.equal(old, new), name
+    assert any(not torch.equal(p, dict(before.named_parameters())[n]) for n, p in after.named_parameters())
+
+
+def test_full_language_tunes_every_weight_of_the_language_model(mllms, tiny_recipe):
+    foundation = FoundationConfig(family="attached", mllm=str(mllms["smolvlm"]))
+    recipe = TrainRecipe.model_validate(
+        {
+            **tiny_recipe.model_dump(),
+            "foundation": foundation.model_dump(),
+            "lora": None,
+            "full_language": True,
+        }
+    )
+    before, _ = initial_model(recipe, recipe.seed)
+    old = {name: p.clone() for name, p in before.get_decoder().named_parameters()}
+    train_fold(recipe, 0, "full")
+    after = load_model(str(Path(recipe.out) / "fold-0"))
+    moved = [name for name, p in after.get_decoder().named_parameters() if not torch.equal(p, old[name])]
+    assert len(moved) > 0.8 * len(old)
+    tower = zip(
+        before.foundation.model.vision_model.parameters(), after.foundation.model.vision_model.parameters()
+    )
+    assert all(torch.equal(a, b) for a, b in tower)
+
+
+def test_what_does_not_fit_the_family_is_refused_by_the_recipe():
+    with pytest.raises(ValueError, match="the attached family needs mllm"):
+        FoundationConfig(family="attached")
+    with pytest.raises(ValueError, match="the attached family takes no vision"):
+        FoundationConfig(family="attached", mllm="m", vision="v")
+    assert MVPConfig().content
