@@ -163,7 +163,7 @@ def read_json(path: str) -> Any:
     """The JSON value in `path`. Raises ValueError naming the file where it is not JSON."""
     try:
         return json.loads(read_bytes(path))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error}); delete it or restore it from a copy") from error
 
 
