@@ -19,9 +19,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from emollm.config import FoundationConfig, LoRAConfig, MVPConfig
 from emollm.model.attached import AttachedMVP, SquareLayout, attach
-from emollm.model.emollm import EmoLLM, MediaMismatchError, foundation_reference, inject_lora
+from emollm.model.emollm import EmoLLM, MediaMismatchError
 from emollm.model.families import Visual, make_family
 from emollm.model.foundations import load_mllm
+from emollm.model.light import foundation_reference
+from emollm.model.lora import inject_lora
 
 
 @strict

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.dataclasses import strict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -31,12 +31,13 @@ from transformers import (
 from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from emollm.config import FOUNDATION_PARTS, FoundationConfig, LoRAConfig, MVPConfig, foundation_digest
+from emollm.config import FOUNDATION_PARTS, FoundationConfig, LoRAConfig, MVPConfig
 from emollm.model.audio import Sound, audio_tower_from_config, hear
-from emollm.model.foundations import FAMILIES, FoundationError, Parts, check_vision, patch_features
+from emollm.model.foundations import FAMILIES, Parts, check_vision, patch_features
+from emollm.model.light import TRAINED_FILE, find_foundation, foundation_reference, load_trained
+from emollm.model.lora import inject_lora, merge_lora
 from emollm.model.projector import MVP, ContentPerspective, RelationPerspective, SceneProjection
 
-TRAINED_FILE = "trained.safetensors"
 IGNORED = -100  # a label that carries no loss
 
 
@@ -379,9 +380,9 @@ class EmoLLM(PreTrainedModel, GenerationMixin):
         folder = Path(pretrained_model_name_or_path)
         reference = dict(config.foundations)
         for part, digest in reference["digests"].items():
-            reference[part] = _find_foundation(part, given[part] or reference[part], digest)
+            reference[part] = find_foundation(part, given[part] or reference[part], digest)
         model = cls.from_parts(config, reference)
-        _load_trained(model, folder / TRAINED_FILE)
+        load_trained(model, folder / TRAINED_FILE)
         model.generation_config = GenerationConfig.from_pretrained(folder)
         return model.eval()
 
@@ -395,14 +396,7 @@ class EmoLLM(PreTrainedModel, GenerationMixin):
 
     def merge_lora(self) -> None:
         """Fold LoRA into the language model's weights, in place; the config no longer mentions it."""
-        from peft.tuners.lora import LoraLayer
-
-        decoder = self.get_decoder()
-        for name, layer in list(decoder.named_modules()):
-            if isinstance(layer, LoraLayer):
-                layer.merge()
-                parent, _, child = name.rpartition(".")
-                setattr(decoder.get_submodule(parent), child, layer.get_base_layer())
+        merge_lora(self.get_decoder())
         self.config.lora = None
 
 
@@ -411,56 +405,6 @@ def _mean_loss(logits_SV: Tensor, targets_S: Tensor, items: Tensor | int | None)
     if items is None:
         items = (targets_S != IGNORED).sum().clamp(min=1)
     return total / items
-
-
-def inject_lora(language_model: nn.Module, lora: LoRAConfig) -> None:
-    """Put LoRA into the layers of a language model that `lora.targets` names, in place."""
-    from peft import LoraConfig, inject_adapter_in_model
-
-    config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, bias="none", target_modules=list(lora.targets)
-    )
-    inject_adapter_in_model(config, language_model)
-
-
-def foundation_reference(foundation: FoundationConfig) -> dict[str, Any]:
-    """Where the foundations are and what their files are, for the config of a light folder."""
-    reference: dict[str, Any] = {"family": foundation.family, "digests": {}}
-    for part in FOUNDATION_PARTS:
-        path = getattr(foundation, part)
-        if not path:
-            continue
-        reference[part] = str(Path(path).resolve()) if Path(path).is_dir() else path
-        reference["digests"][part] = foundation_digest(path)
-    return reference
-
-
-def _find_foundation(part: str, path: str, digest: str) -> str:
-    """`path` if it is the foundation with this digest. Raises FoundationError otherwise."""
-    if Path(path).is_absolute() and not Path(path).is_dir():
-        raise FoundationError(
-            f"{path}: the {part} foundation of this model is not there; "
-            f"pass {part}=FOLDER to from_pretrained, or export the model with all its weights"
-        )
-    found = foundation_digest(path)
-    if found != digest:
-        raise FoundationError(
-            f"{path}: this is not the {part} foundation the model was trained on "
-            f"(its files have digest {found[:12]}, the model wants {digest[:12]})"
-        )
-    return path
-
-
-def _load_trained(model: EmoLLM, path: Path) -> None:
-    """Copy the trained weights in, every one of them and no other."""
-    state = load_file(path)
-    wanted = model.trained_names()
-    if set(state) != wanted:
-        missing, extra = sorted(wanted - set(state)), sorted(set(state) - wanted)
-        raise ValueError(
-            f"{path}: does not fit the config beside it: missing {missing[:3]}, unexpected {extra[:3]}"
-        )
-    model.load_state_dict(state, strict=False)
 
 
 AutoConfig.register("emollm", EmoLLMConfig, exist_ok=True)
