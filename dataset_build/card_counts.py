@@ -50,19 +50,22 @@ class Stats:
     duplicates: Counter[tuple[str, str, bool]] = field(default_factory=Counter)  # source, rule, across splits
     leakage: dict[str, Any] = field(default_factory=dict)  # leakage.json
     rewriting: dict[str, Any] = field(default_factory=dict)  # rewriting.json
+    _sums: dict[tuple[str, ...], Counter[tuple[str, ...]]] = field(default_factory=dict)  # see `rows`
+    _n_rules: Counter[str] = field(default_factory=Counter)  # different rules of each source
 
     @property
     def kept(self) -> int:
         return self.labels.total()
 
     def rows(self, **wanted: str) -> int:
-        """Kept rows with these values of sub_task, source, label, split."""
-        places = {"sub_task": 0, "source": 1, "label": 2, "split": 3}
-        return sum(
-            n
-            for key, n in self.labels.items()
-            if all(key[places[name]] == value for name, value in wanted.items())
-        )
+        """Kept rows with these values of sub_task, source, label, split; asked when all rows are counted."""
+        names = tuple(wanted)
+        if names not in self._sums:
+            places = [("sub_task", "source", "label", "split").index(name) for name in names]
+            self._sums[names] = Counter()
+            for key, n in self.labels.items():
+                self._sums[names][tuple(key[place] for place in places)] += n
+        return self._sums[names][tuple(wanted.values())]
 
 
 def collect(out: str, manifest: Mapping[str, Any]) -> Stats:
@@ -95,7 +98,8 @@ def _batches(path: str, columns: list[str]) -> Iterator[pyarrow.Table]:
     import pyarrow.parquet as pq
 
     with storage.open_read(path) as stream:
-        for batch in pq.ParquetFile(stream).iter_batches(batch_size=_BATCH_ROWS, columns=columns):
+        file = pq.ParquetFile(stream, pre_buffer=False)  # else all chunks that will be read are held
+        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
             yield pa.Table.from_batches([batch])
 
 
@@ -145,8 +149,9 @@ def _count_reject(stats: Stats, source: str, reason: str, detail: str) -> None:
         stats.unclear[source, detail.removeprefix(_UNCLEAR)] += 1
     else:
         rule = _rule_name(detail)
-        known = (source, rule) in stats.rules or sum(key[0] == source for key in stats.rules) < _MAX_RULES
-        stats.rules[source, rule if known else OTHER_RULES] += 1
+        if (source, rule) not in stats.rules:
+            stats._n_rules[source] += 1
+        stats.rules[source, rule if stats._n_rules[source] <= _MAX_RULES else OTHER_RULES] += 1
 
 
 def _rule_name(detail: str) -> str:

@@ -44,7 +44,7 @@ def panels(title: str, by_panel: Mapping[str, Counts], parts: Sequence[str], uni
     n_columns = 2 if columns[1] else 1
     figure.set_size_inches(10.4 if n_columns == 2 else 7.6, max(2.0, *heights) + 0.7)
     grid = figure.add_gridspec(1, n_columns, wspace=0.02)
-    for place, names in enumerate(columns[:n_columns]):
+    for place, names in enumerate(columns[:n_columns] if shown else []):
         ratios = [_PANEL_IN + _BAR_IN * len(shown[name]) for name in names]
         filler = [max(heights) - heights[place]] if max(heights) - heights[place] > 0.05 else []
         inner = grid[place].subgridspec(len(names) + len(filler), 1, height_ratios=[*ratios, *filler])
