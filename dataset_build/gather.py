@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dataset_build import hash_columns, index, ledger, schema, storage
+from dataset_build import index, ledger, schema, storage
 from dataset_build.index import Index, SourceFacts
 from dataset_build.plan import Plan
 
@@ -30,27 +30,32 @@ def gather(made: Plan, work: str, facts: Mapping[str, SourceFacts]) -> Gathered:
     """The hash columns of all converted rows in the order of the plan, and all rejects in the order of their uids."""
     import numpy as np
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    arrow_schema = hash_columns.arrow_schema().append(pa.field("source", pa.string()))
-    tables, rejects = [arrow_schema.empty_table()], [_as_table(made.rejects)]
+    builder, rejects = index.Builder(facts), [_as_table(made.rejects)]
     sizes = []
     for shard in made.shards:
-        with storage.open_read(shard.path(work, "index.parquet")) as stream:
-            table = pq.read_table(stream)
+        table = _read(shard.path(work, "index.parquet"))
         sizes.append(len(table))
-        if len(table):
-            tables.append(table.append_column("source", pa.array([shard.source] * len(table), pa.string())))
-        with storage.open_read(shard.path(work, "rejects.parquet")) as stream:
-            rejected = pq.read_table(stream)
+        builder.add(table, shard.source)
+        rejected = _read(shard.path(work, "rejects.parquet"))
         if len(rejected):
             rejects.append(rejected)
-    return Gathered(
-        index=index.from_table(pa.concat_tables(tables), facts),
+    found = Gathered(
+        index=builder.finish(),
         shard_paths=[shard.path(work, "samples.parquet") for shard in made.shards],
         shard_from=np.concatenate(([0], np.cumsum(sizes, dtype=np.int64))),
         rejects=_with_known_splits(pa.concat_tables(rejects)).sort_by("uid"),
     )
+    pa.default_memory_pool().release_unused()  # Arrow would keep what the texts of all shards took
+    return found
+
+
+def _read(path: str) -> pyarrow.Table:
+    """A small Parquet file in one thread: `read_table` takes 50 MiB of threads and data set machinery."""
+    import pyarrow.parquet as pq
+
+    with storage.open_read(path) as stream:
+        return pq.ParquetFile(stream).read(use_threads=False)
 
 
 def count(table: pyarrow.Table, *columns: str) -> Counter[Any]:

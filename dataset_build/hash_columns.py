@@ -25,7 +25,7 @@ _WORD = re.compile(r"[^\W_]+")
 def arrow_schema() -> pyarrow.Schema:
     """The columns of a shard's index.parquet, one row per converted record.
 
-    `media` holds the identity of each medium, `content` that of media and text together. `text` and `ocr` are the
+    `media` holds a digest of the identity of each medium, `content` one of media and text together. `text` and `ocr` are the
     digests of the normalised utterance (caption, tweet) and of the text inside the picture, `text_words` and
     `ocr_words` how many words they have. `fold` is the official one. `show` is the normalised show of the row.
     """
@@ -64,7 +64,7 @@ def row(
         "text_words": len(own.split()),
         "ocr_words": len(ocr.split()),
         "fold": record.fold,
-        "media": sorted(set(identities)),
+        "media": sorted({_digest(identity) for identity in identities}),
         "n_bytes": n_bytes,
     }
 

@@ -7,6 +7,8 @@ all that is kept. About 150 bytes a row.
 
 from __future__ import annotations
 
+import hashlib
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -118,73 +120,142 @@ class Index:
         return np.array([values[name] for name in self.source_names], dtype)[self.source]
 
 
-def from_table(table: pyarrow.Table, facts: Mapping[str, SourceFacts]) -> Index:
-    """The index of rows with the columns of `hash_columns.arrow_schema()` and `source`. `facts` covers all sources."""
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.compute as pc
+class Builder:
+    """An index in the making, one shard's table at a time, so that the texts of all shards are never held at once."""
 
-    table = table.combine_chunks()
-    uids = _array(table["uid"])
-    rank = np.empty(len(uids), np.int32)
-    rank[pc.sort_indices(uids).to_numpy()] = np.arange(len(uids), dtype=np.int32)
-    source, source_names = _codes(table["source"])
-    sub_task, sub_tasks = _codes(table["sub_task"])
-    label, labels = _codes(pc.binary_join_element_wise(table["sub_task"], table["label"], "/"))
-    keys = pa.array([facts[name].group_key for name in source_names], pa.string())
-    group, group_names = _encode(
-        pc.binary_join_element_wise(keys.take(pa.array(source)), table["group"], "\x1f")
-    )
-    parts = pc.split_pattern(group_names, "\x1f", max_splits=1)
-    split = pc.index_in(table["split"], pa.array(schema.SPLITS))
-    show, show_names = _codes(table["show"])
-    lists = _array(table["media"])
-    hashed = pc.not_equal(table["phash"], "")
-    return Index(
-        uids=uids,
-        uid_rank=rank,
-        source=source,
-        source_names=source_names,
-        facts={name: facts[name] for name in source_names},
-        sub_task=sub_task,
-        sub_tasks=sub_tasks,
-        label=label,
-        labels=labels,
-        group=group,
-        group_names=pc.list_element(parts, 1),
-        group_keys=_interned(pc.list_element(parts, 0)),
-        split=_numbers(split, np.int8),
-        fold=_numbers(table["fold"], np.int16),
-        content=_encode(table["content"])[0],
-        media=_encode(lists.flatten())[0],
-        media_from=lists.offsets.to_numpy() - lists.offsets[0].as_py(),
-        hashed=hashed.combine_chunks().to_numpy(zero_copy_only=False),
-        phash=np.array([int(value or "0", 16) for value in table["phash"].to_pylist()], np.uint64),
-        text=_none_for_empty(*_encode(table["text"])),
-        text_words=_numbers(table["text_words"], np.int32),
-        ocr=_none_for_empty(*_encode(table["ocr"])),
-        ocr_words=_numbers(table["ocr_words"], np.int32),
-        show=_none_for_empty(show, pa.array(show_names, pa.string())),
-        show_names=show_names,
-        n_bytes=_numbers(table["n_bytes"], np.int64),
-    )
+    def __init__(self, facts: Mapping[str, SourceFacts]) -> None:
+        self._facts = facts
+        self._parts: dict[str, list[Any]] = defaultdict(list)
+        self._vocabularies: dict[str, dict[str, int]] = defaultdict(dict)
+
+    def add(self, table: pyarrow.Table, source: str) -> None:
+        """Add rows of one source, with the columns of `hash_columns.arrow_schema()`."""
+        import numpy as np
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        if not len(table):
+            return
+        table = table.combine_chunks()
+        parts, lists = self._parts, _array(table["media"])
+        parts["uids"].append(_array(table["uid"]))
+        key = self._facts[source].group_key
+        parts["group"].append(pc.binary_join_element_wise(pa.scalar(key), _array(table["group"]), "\x1f"))
+        parts["source"].append(np.full(len(table), self._code("source", source), np.int16))
+        parts["sub_task"].append(self._codes("sub_task", table["sub_task"].to_pylist(), np.int8))
+        labels = pc.binary_join_element_wise(table["sub_task"], table["label"], "/").to_pylist()
+        parts["label"].append(self._codes("label", labels, np.int32))
+        parts["show"].append(self._codes("show", table["show"].to_pylist(), np.int32))
+        split = pc.index_in(table["split"], pa.array(schema.SPLITS))
+        for name, column, dtype in (
+            ("split", split, np.int8),
+            ("fold", table["fold"], np.int16),
+            ("text_words", table["text_words"], np.int32),
+            ("ocr_words", table["ocr_words"], np.int32),
+            ("n_bytes", table["n_bytes"], np.int64),
+        ):
+            parts[name].append(pc.fill_null(column, -1).to_numpy().astype(dtype))
+        for name, values in (
+            ("content", table["content"]),
+            ("text", table["text"]),
+            ("ocr", table["ocr"]),
+            ("phash", table["phash"]),
+            ("media", lists.flatten()),
+        ):
+            digests = [int(value[:16] or "0", 16) for value in values.to_pylist()]
+            parts[name].append(np.array(digests, np.uint64))
+        parts["hashed"].append(pc.not_equal(_array(table["phash"]), "").to_numpy(zero_copy_only=False))
+        parts["n_media"].append(pc.list_value_length(lists).to_numpy().astype(np.int32))
+
+    def finish(self) -> Index:
+        """The index of all rows added."""
+        import numpy as np
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        uids = pa.concat_arrays([pa.array([], pa.string()), *self._parts.pop("uids", [])])
+        rank = np.empty(len(uids), np.int32)
+        rank[pc.sort_indices(uids).to_numpy()] = np.arange(len(uids), dtype=np.int32)
+        groups = pa.concat_arrays(
+            [pa.array([], pa.string()), *self._parts.pop("group", [])]
+        ).dictionary_encode()
+        keyed = pc.split_pattern(groups.dictionary, "\x1f", max_splits=1)
+        names = list(self._vocabularies["source"])
+        n_media = self._joined("n_media", np.int32)
+        return Index(
+            uids=uids,
+            uid_rank=rank,
+            source=self._joined("source", np.int16),
+            source_names=names,
+            facts={name: self._facts[name] for name in names},
+            sub_task=self._joined("sub_task", np.int8),
+            sub_tasks=list(self._vocabularies["sub_task"]),
+            label=self._joined("label", np.int32),
+            labels=list(self._vocabularies["label"]),
+            group=groups.indices.to_numpy().astype(np.int32),
+            group_names=pc.list_element(keyed, 1) if len(keyed) else groups.dictionary,
+            group_keys=_interned(pc.list_element(keyed, 0)) if len(keyed) else [],
+            split=self._joined("split", np.int8),
+            fold=self._joined("fold", np.int16),
+            content=self._digests("content"),
+            media=self._digests("media"),
+            media_from=np.concatenate(([0], np.cumsum(n_media, dtype=np.int64))),
+            hashed=self._joined("hashed", bool),
+            phash=self._joined("phash", np.uint64),
+            text=self._digests("text"),
+            text_words=self._joined("text_words", np.int32),
+            ocr=self._digests("ocr"),
+            ocr_words=self._joined("ocr_words", np.int32),
+            show=self._joined("show", np.int32),
+            show_names=list(self._vocabularies["show"]),
+            n_bytes=self._joined("n_bytes", np.int64),
+        )
+
+    def _code(self, vocabulary: str, value: str) -> int:
+        words = self._vocabularies[vocabulary]
+        return words.setdefault(value, len(words))
+
+    def _codes(self, vocabulary: str, values: Sequence[str], dtype: Any) -> np.ndarray:
+        import numpy as np
+
+        return np.array([self._code(vocabulary, value) if value else -1 for value in values], dtype)
+
+    def _joined(self, name: str, dtype: Any) -> np.ndarray:
+        import numpy as np
+
+        return np.concatenate([np.empty(0, dtype), *self._parts.pop(name, [])]).astype(dtype, copy=False)
+
+    def _digests(self, name: str) -> np.ndarray:
+        """Codes for the first 64 bits of digests, −1 for no digest.
+
+        Two of a million different digests have the same first 64 bits with a probability of 3 in 100 million.
+        """
+        import numpy as np
+
+        values, codes = np.unique(self._joined(name, np.uint64), return_inverse=True)
+        return codes.astype(np.int32) - (1 if len(values) and values[0] == 0 else 0)
 
 
 def from_rows(rows: Sequence[Row], facts: Mapping[str, SourceFacts]) -> Index:
     """The index of a few rows in plain values; a row without content or group gets one of its own."""
     import pyarrow as pa
 
-    values = [
-        {
+    builder = Builder(facts)
+    for row in rows:
+        value = {
             **row._asdict(),
-            "media": list(row.media),
+            "media": [_digest(medium) for medium in row.media],
             "group": row.group or row.uid,
-            "content": row.content or "|".join(row.media) or row.uid,
+            "content": _digest(row.content or "|".join(row.media) or row.uid),
+            "text": _digest(row.text),
+            "ocr": _digest(row.ocr),
         }
-        for row in rows
-    ]
-    arrow_schema = hash_columns.arrow_schema().append(pa.field("source", pa.string()))
-    return from_table(pa.Table.from_pylist(values, schema=arrow_schema), facts)
+        builder.add(pa.Table.from_pylist([value], schema=hash_columns.arrow_schema()), row.source)
+    return builder.finish()
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest() if text else ""
 
 
 def _interned(values: pyarrow.Array) -> list[str]:
@@ -198,36 +269,3 @@ def _array(column: pyarrow.ChunkedArray) -> pyarrow.Array:
     import pyarrow as pa
 
     return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
-
-
-def _encode(column: Any) -> tuple[np.ndarray, pyarrow.Array]:
-    """Codes from 0, and the value of each code."""
-    import numpy as np
-    import pyarrow as pa
-
-    array = _array(column) if isinstance(column, pa.ChunkedArray) else column
-    encoded = array.dictionary_encode()
-    return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int32), encoded.dictionary
-
-
-def _codes(column: Any) -> tuple[np.ndarray, list[str]]:
-    codes, values = _encode(column)
-    return codes, values.to_pylist()
-
-
-def _none_for_empty(codes: np.ndarray, values: pyarrow.Array) -> np.ndarray:
-    """The codes with −1 for that of the empty text."""
-    import numpy as np
-    import pyarrow.compute as pc
-
-    empty = pc.index(values, "").as_py()
-    return codes if empty < 0 else np.where(codes == empty, np.int32(-1), codes)
-
-
-def _numbers(column: Any, dtype: Any) -> np.ndarray:
-    """A nullable column as numbers, −1 for none."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    array = _array(column) if isinstance(column, pa.ChunkedArray) else column
-    return pc.fill_null(array, -1).to_numpy(zero_copy_only=False).astype(dtype)

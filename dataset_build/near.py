@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 HASH_BITS = 64
-# Pairs compared at a time: about 80 MiB of temporary arrays, whatever the data.
-_CHUNK_PAIRS = 1 << 21
+# Pairs compared at a time: about 15 MiB of temporary arrays, whatever the data.
+_CHUNK_PAIRS = 1 << 18
 
 
 def pairs(values: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:

@@ -30,7 +30,9 @@ def problems(out: str, content: dict[str, Any]) -> list[str]:
             problems_of_row = _row_problems(row, split, fold_val)
             found += [f"{path}: {row['uid']}: {problem}" for problem in problems_of_row]
             facts = content["source_facts"][row["source"]]
-            if facts["groups_whole"]:  # a source's own split or folds may tear groups apart: leakage.json says so
+            if facts[
+                "groups_whole"
+            ]:  # a source's own split or folds may tear groups apart: leakage.json says so
                 key = facts["group_key"]
                 group = dict(row["group_keys"]).get(key, row["uid"])
                 place = (row["split"], row["fold"])
@@ -116,7 +118,7 @@ def _table_problems(out: str, content: dict[str, Any]) -> list[str]:
     found = []
     for path, field in (("rejects.parquet", "rejected"), ("duplicates.parquet", "duplicates")):
         with storage.open_read(storage.join(out, path)) as stream:
-            rows = pq.read_table(stream, columns=["source", "split"]).to_pylist()
+            rows = pq.ParquetFile(stream).read(columns=["source", "split"]).to_pylist()
         counts = Counter((row["source"], row["split"]) for row in rows)
         for source, splits in content["sources"].items():
             for split in schema.SPLITS:

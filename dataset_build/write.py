@@ -79,7 +79,7 @@ def _gather(split: str, parts: Sequence[Part]) -> Iterator[pyarrow.Table]:
     names = schema.sample_schema().names
     for part in parts:
         with storage.open_read(part.shard) as stream:
-            table = pq.read_table(stream)
+            table = pq.ParquetFile(stream).read(use_threads=False)
         table = table.take(pa.array(part.rows, pa.int64()))
         folds = [None if fold < 0 else fold for fold in part.folds]
         table = table.append_column("split", pa.array([split] * len(table), pa.string()))

@@ -101,7 +101,7 @@ def test_words_count_letters_and_digits_of_any_script_and_nothing_else():
 
 def published(root: Path, recipe: BuildRecipe) -> Index:
     """The index of the sources' real rows, each with a medium of its own: what the decision sees of them."""
-    tables = []
+    builder = index.Builder(decide.facts(recipe))
     for spec in recipe.sources:
         adapter = sources.adapter(spec.name)
         rows = [
@@ -109,9 +109,8 @@ def published(root: Path, recipe: BuildRecipe) -> Index:
             for item in adapter.read(str(root / spec.root), recipe.source_options(spec))
             if isinstance(item, Record)
         ]
-        table = pa.Table.from_pylist(rows, schema=hash_columns.arrow_schema())
-        tables.append(table.append_column("source", pa.array([spec.name] * len(rows), pa.string())))
-    return index.from_table(pa.concat_tables(tables), decide.facts(recipe))
+        builder.add(pa.Table.from_pylist(rows, schema=hash_columns.arrow_schema()), spec.name)
+    return builder.finish()
 
 
 @pytest.fixture(scope="module")
