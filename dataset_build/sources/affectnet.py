@@ -129,15 +129,13 @@ def _listed(
         return
     crop, problem = None, ""
     if options.view == "face":
-        corner = [readers.number(row.cells[column]) for column in ("face_x", "face_y")]
-        size = [readers.number(row.cells[column]) for column in ("face_width", "face_height")]
-        left, top, width, height = (-1 if value is None else value for value in corner + size)
-        if width <= 0 or height <= 0:
-            problem = (
-                f"{where} ({name}): face_x, face_y, face_width, face_height are no rectangle: "
-                + ", ".join(row.cells[column][:20] for column in _COLUMNS[1:5])
-            )
-        crop = Crop(left, top, left + width, top + height)
+        cells = [row.cells[column] for column in _COLUMNS[1:5]]
+        left, top, width, height = (readers.number(cell) for cell in cells)
+        if left is None or top is None or not width or not height or width < 0 or height < 0:
+            shown = ", ".join(cell[:20] for cell in cells)
+            problem = f"{where} ({name}): face_x, face_y, face_width, face_height are no rectangle: {shown}"
+        else:
+            crop = Crop(left, top, left + width, top + height)
     ref = MediaRef("image", f"{folder}/{name}", crop=crop)
     yield from _items(
         split, name, ref, row.cells["expression"].strip(), problem, options, f"{where} ({name})"

@@ -102,7 +102,8 @@ def majority(votes: list[int]) -> Verdict:
 
 
 def _tables(root: str, options: Options) -> Iterator[Record | Reject]:
-    path = readers.find(root, "fer2013.csv", "fer2013/fer2013.csv")
+    what = "fer2013.csv, or FER2013Train/label.csv beside its pictures,"
+    path = readers.find(root, "fer2013.csv", "fer2013/fer2013.csv", what=what)
     rows = readers.table(root, path, ("emotion", "pixels", "Usage"), delimiter=",")
     if options.labels == "fer2013":
         for row in rows:

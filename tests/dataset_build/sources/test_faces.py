@@ -233,11 +233,12 @@ def test_affectnet_leaves_out_what_is_no_emotion_and_contempt_where_seven_are_as
 
 
 def test_affectnet_cuts_the_face_out_on_request(tmp_path):
-    root = _affectnet(tmp_path, [_HEAD, "1/a.jpg,10,20,30,40,,6,0,0", "1/b.jpg,10,20,0,40,,6,0,0"], [])
+    rows = ["1/a.jpg,10,20,30,40,,6,0,0", "1/b.jpg,10,20,0,40,,6,0,0", "1/c.jpg,,20,30,40,,6,0,0"]
+    root = _affectnet(tmp_path, [_HEAD, *rows], [])
     (record,) = records(affectnet, root, view="face").values()
     assert record.media[0].crop == Crop(10, 20, 40, 60)
-    assert [reason for _, reason, _ in rejects(affectnet, root, view="face")] == ["bad_row"]
-    assert len(records(affectnet, root)) == 2
+    assert [reason for _, reason, _ in rejects(affectnet, root, view="face")] == ["bad_row"] * 2
+    assert len(records(affectnet, root)) == 3
 
 
 def test_affectnet_small_layout_reads_codes_written_as_text_and_as_numbers(tmp_path):
