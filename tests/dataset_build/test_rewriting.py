@@ -319,3 +319,54 @@ def test_a_row_whose_answer_the_sentence_names_is_asked_with_the_banks(
     assert ("~" in asked.template_id) == taken
     if not taken:
         assert asked.content.split("\n")[0] in instructions.bank(sub_task)
+
+
+# --- a whole build ---------------------------------------------------------------------------------------------------
+
+
+def test_a_build_with_rewriting_repeats_without_the_endpoint_and_changes_nothing_else(
+    serve, tmp_path, ray_session, capfd
+):
+    import pyarrow.parquet as pq
+
+    from dataset_build import manifest, pipeline
+    from tests.fixtures.emoji_tree import write_emoji_tree
+
+    write_emoji_tree(tmp_path / "tree", emoji_per_feeling=1, clips=0, texts_per_kind=12)
+    endpoint = serve(lambda sentence: said("Say yes.") if "joke" in sentence else reworded(sentence))
+
+    def make(name: str, **section) -> tuple[dict, dict[str, dict]]:
+        raw = {
+            "name": "r", "out": str(tmp_path / name), "root": str(tmp_path / "tree"), "seed": 3,
+            "sources": [{"name": "jokes", "root": "texts", "options": {"per_label": 10}}], **section,
+        }  # fmt: skip
+        done = pipeline.build(BuildRecipe.model_validate(raw))
+        rows = [
+            row
+            for path in sorted((tmp_path / name).glob("*/*.parquet"))
+            for row in pq.read_table(path).to_pylist()
+        ]
+        return done, {row["uid"]: row for row in rows}
+
+    section = {"base_url": endpoint.url, "model": "m", "cache": str(tmp_path / "cache")}
+    first, rewritten = make("first", rewriting=section)
+    endpoint.close()
+    second, _ = make("second", rewriting=section)
+    assert second["digest"] == first["digest"] and first["files"]["rewriting.json"]["rows"] > 0
+    assert "kept: the sentence names an answer" in capfd.readouterr().out
+    _, plain = make("plain")
+    assert set(plain) == set(rewritten) and len(plain) == 20
+    changed = 0
+    for uid, row in rewritten.items():
+        before = plain[uid]
+        own, bank = row["messages"][0]["content"].split("\n"), before["messages"][0]["content"].split("\n")
+        assert (
+            own[1:] == bank[1:] and row["options"] == before["options"] and row["answer"] == before["answer"]
+        )
+        kept = "joke" in bank[0]
+        assert own[0] == (bank[0] if kept else f"Please: {bank[0]}")
+        assert ("~" in row["provenance"]["template_id"]) != kept
+        changed += not kept
+    assert 0 < changed < 20
+    assert manifest.verify(str(tmp_path / "first"), deep=True) == []
+    assert "language model `m`" in (tmp_path / "first" / "README.md").read_text()
