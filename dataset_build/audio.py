@@ -38,8 +38,8 @@ def read_sound(root: media.Root, ref: schema.MediaRef, settings: MediaSettings) 
     container = sound_format(head)
     if container is None:
         raise MediaError("not_media", f"{ref.path}: not a sound file, it starts with {head[:16]!r}")
-    decoder.check_whole(full, ref.path, container, head)
     part = decoder.part_of(ref, settings)
+    decoder.check_header(full, ref, container, head, part, settings)
     most = round((settings.max_seconds + 1) * _BYTES_A_SECOND)
 
     def collect(stream: IO[bytes]) -> bytes:
@@ -66,11 +66,11 @@ def command(full: str, container: str, part: Part, settings: MediaSettings) -> l
         "pipe:1",
         format="s16le",
         map="0:a:0",
-        t=settings.max_seconds + 1,
         **{"c:a": "pcm_s16le"},
         ar=SAMPLE_RATE,
         ac=1,
         flags="bitexact",
+        **decoder.output_options(container, part),
     )
     return ffmpeg.compile(stream.global_args(*decoder.global_options(container)), cmd=ffmpeg_binary())
 

@@ -25,11 +25,14 @@ if TYPE_CHECKING:
 
 SAMPLE_RATE = 16_000
 # Containers that may begin and be cut anywhere: the pictures before the first key frame never decode. And WAV, whose
-# header tells more surely whether it is whole (`check_whole`) than its last packet, which may well be a short one.
+# header tells more surely whether it is whole (`check_header`) than its last packet, which may well be a short one.
 STREAMS = ("mpegts", "mpeg", "mp3", "wav")
+# Where ffmpeg would jump to some place behind the start and begin at the next key frame: decoded from the beginning.
+_WITHOUT_INDEX = ("mpegts", "mpeg")
 # How much shorter than its range a clip may be. Annotations round, some to whole seconds.
 TAIL_S = 1.0
 _KEPT_LOG_CHARS = 200_000
+_MOST_BOXES = 1000
 _INHERITED = ("PATH", "LD_LIBRARY_PATH", "HOME", "TMPDIR", "LANG", "SYSTEMROOT")
 _LEVEL = re.compile(r"^(?:\[[^\]]*\] )*\[(?:error|fatal|panic)\] ")
 _DURATION = re.compile(r"^\[info\]   Duration: (\d+):(\d\d):(\d\d\.\d+)")
@@ -90,13 +93,53 @@ def container_format(head: bytes) -> str | None:
     return None
 
 
-def check_whole(full: str, path: str, container: str, head: bytes) -> None:
-    """Raises MediaError where the RIFF header of an AVI or WAV file announces more bytes than there are."""
+def check_header(
+    full: str, ref: MediaRef, container: str, head: bytes, part: Part, settings: MediaSettings
+) -> None:
+    """Raises MediaError for a header that announces more than the file holds, or more than the recipe allows.
+
+    The first is looked at in RIFF (AVI, WAV), the second in MP4; both for others in what ffmpeg logs.
+    """
+    declared = _movie_header_s(full) if container == "mov" else None
+    if declared is not None and part.whole:
+        refused = _verdict(ref, part, declared, settings)
+        if refused and refused.reason == "too_large":
+            raise refused
     announced = int.from_bytes(head[4:8], "little")
     if container not in ("avi", "wav") or announced in (0, 0xFFFFFFFF):  # a WAV that was written to a pipe
         return
     if announced + 8 > os.path.getsize(full):
-        raise MediaError("undecodable", f"{path}: cut off; its header announces {announced + 8} bytes")
+        raise MediaError("undecodable", f"{ref.path}: cut off; its header announces {announced + 8} bytes")
+
+
+def _movie_header_s(full: str) -> float | None:
+    """The length that the movie header (`mvhd`) of an MP4 or QuickTime file declares, in seconds.
+
+    ffmpeg goes by the sample tables where the two disagree; a file that announces ten hours is refused all the same.
+    """
+    with open(full, "rb") as stream:
+        end, inside = os.path.getsize(full), b"moov"
+        for _ in range(_MOST_BOXES):
+            place, head = stream.tell(), stream.read(16)
+            size, header = int.from_bytes(head[:4], "big"), 8
+            if size == 1:
+                size, header = int.from_bytes(head[8:16], "big"), 16
+            if len(head) < 8 or size and size < header:
+                return None
+            if head[4:8] == inside == b"mvhd":
+                stream.seek(place + header)
+                body = stream.read(32)
+                wide = 8 if body[:1] == b"\x01" else 4
+                at = 4 + 2 * wide  # behind version and flags, and two times
+                scale = int.from_bytes(body[at : at + 4], "big")
+                ticks = int.from_bytes(body[at + 4 : at + 4 + wide], "big")
+                return ticks / scale if scale and ticks != 256**wide - 1 else None
+            if head[4:8] == inside:
+                inside = b"mvhd"
+                stream.seek(place + header)
+            else:
+                stream.seek(place + size if size else end)
+    return None
 
 
 def part_of(ref: MediaRef, settings: MediaSettings) -> Part:
@@ -131,15 +174,25 @@ def check_length(ref: MediaRef, seconds: float, settings: MediaSettings) -> None
 
 def input_options(container: str, part: Part, settings: MediaSettings) -> dict[str, object]:
     """The options of ffmpeg's input that hold for every file."""
-    seek = {} if part.start is None else {"ss": part.start}
+    seek: dict[str, object] = {} if part.start is None else {"ss": part.start}
+    length = part.length
+    if container in _WITHOUT_INDEX and part.start is not None:
+        seek, length = {}, part.start + part.length
     return {
         "format": container,
-        "t": part.length,
+        "t": length,
         "protocol_whitelist": "file,pipe",
         "max_pixels": settings.max_pixels,
         "threads": 1,
         **seek,
     }
+
+
+def output_options(container: str, part: Part) -> dict[str, object]:
+    """The options of ffmpeg's output that take the part. Its length holds here, too: a last picture may be long."""
+    if container in _WITHOUT_INDEX and part.start is not None:
+        return {"ss": part.start, "t": part.length}
+    return {"t": part.length}
 
 
 def global_options(container: str) -> Sequence[str]:

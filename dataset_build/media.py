@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dataset_build.recipe import MediaSettings
 
 # Raise it when the stored bytes for the same source file change.
-VERSION = "2"
+VERSION = "3"
 
 # Default bound for `open_picture`: what a picture may decode to, whoever made the file.
 MAX_PIXELS = 50_000_000
@@ -342,9 +342,6 @@ def _opened(data: bytes, name: str, max_pixels: int) -> Image.Image:
     kind = picture_format(data[:16])
     if kind is None:
         raise MediaError("not_media", f"{name}: not a picture, it starts with {data[:16]!r}")
-    size = _webp_size(data) if kind == "WEBP" else (0, 0)
-    if size[0] * size[1] > max_pixels:  # Pillow reserves a WebP's canvas before it says how large that is
-        raise MediaError("too_large", f"{name}: {size[0]}x{size[1]} pixels; the limit is {max_pixels}")
     try:
         with warnings.catch_warnings():  # the pixel limit is ours, below, for every size
             warnings.simplefilter("ignore")
@@ -359,24 +356,10 @@ def _opened(data: bytes, name: str, max_pixels: int) -> Image.Image:
             f"{name}: {kind} header, but it does not open: {_first_line(error)}",
         ) from error
     if opened.width * opened.height > max_pixels:
-        declared = f"{opened.width}x{opened.height}"
+        size = f"{opened.width}x{opened.height}"
         opened.close()
-        raise MediaError("too_large", f"{name}: {declared} pixels; the limit is {max_pixels}")
+        raise MediaError("too_large", f"{name}: {size} pixels; the limit is {max_pixels}")
     return opened
-
-
-def _webp_size(data: bytes) -> tuple[int, int]:
-    """Width and height in a WebP's first chunk (RFC 9649, section 2.5 to 2.7); zeros where it is another one."""
-    kind = data[12:16]
-    if kind == b"VP8X":
-        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
-    if kind == b"VP8L":
-        bits = int.from_bytes(data[21:25], "little")
-        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    if kind == b"VP8 ":
-        sides = int.from_bytes(data[26:28], "little"), int.from_bytes(data[28:30], "little")
-        return sides[0] & 0x3FFF, sides[1] & 0x3FFF
-    return 0, 0
 
 
 def _load(opened: Image.Image, name: str) -> Image.Image:

@@ -48,8 +48,8 @@ def read_clip(root: media.Root, ref: schema.MediaRef, settings: MediaSettings) -
     container = decoder.container_format(head)
     if container is None:
         raise MediaError("not_media", f"{ref.path}: not a video, it starts with {head[:16]!r}")
-    decoder.check_whole(full, ref.path, container, head)
     part = decoder.part_of(ref, settings)
+    decoder.check_header(full, ref, container, head, part, settings)
     if ref.crop:
         media.check_crop(ref.crop, ref.path)
     decoded, ended = decoder.run(
@@ -102,8 +102,8 @@ def command(
         format="avi",
         vf=f"fps={GRID_FPS},{cropped}scale='min({side},iw)':'min({side},ih)':force_original_aspect_ratio=decrease:"
         "flags=bicubic+accurate_rnd+full_chroma_int+bitexact",
-        t=settings.max_seconds + 1,  # a last picture that is shown for hours would be repeated for hours
         **{"c:v": "png", "pix_fmt": "rgb24", "compression_level": 1, "pred": "none", **with_sound},
+        **decoder.output_options(container, part),
         sn=None,
         dn=None,
         flags="bitexact",
