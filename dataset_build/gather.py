@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dataset_build import index, ledger, schema, storage
+from dataset_build import index, ledger, storage
 from dataset_build.index import Index, SourceFacts
 from dataset_build.plan import Plan
 
@@ -31,7 +31,7 @@ def gather(made: Plan, work: str, facts: Mapping[str, SourceFacts]) -> Gathered:
     import numpy as np
     import pyarrow as pa
 
-    builder, rejects = index.Builder(facts), [_as_table(made.rejects)]
+    builder, rejects = index.Builder(facts), [made.rejects.table()]
     sizes = []
     for shard in made.shards:
         table = _read(shard.path(work, "index.parquet"))
@@ -67,14 +67,6 @@ def count(table: pyarrow.Table, *columns: str) -> Counter[Any]:
             for row in found.to_pylist()
         }
     )
-
-
-def _as_table(rejects: Sequence[schema.Reject]) -> pyarrow.Table:
-    import pyarrow as pa
-
-    names = schema.reject_schema().names
-    columns = {name: [getattr(reject, name) for reject in rejects] for name in names}
-    return pa.table(columns, schema=schema.reject_schema())
 
 
 def _with_known_splits(rejects: pyarrow.Table) -> pyarrow.Table:

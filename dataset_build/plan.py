@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from dataset_build import convert, instructions, provenance, quality, roots, schema, sources, storage
 from dataset_build.instructions import Wording
 from dataset_build.recipe import BuildRecipe, SourceSpec
+from dataset_build.reject_log import RejectLog
 from dataset_build.schema import Crop, MediaRef, Record, Reject, Turn
 
 # Modules that do not change what a converted shard holds.
@@ -26,7 +27,7 @@ _NOT_CONVERSION = tuple(
     for name in (
         "__main__.py", "card.py", "card_counts.py", "card_losses.py", "card_plots.py", "markdown.py", "plots.py", "dedup.py", "ledger.py", "manifest.py", "pipeline.py", "plan.py", "progress.py",
         "provenance.py", "catalogue.py", "recipe.py", "recipe_file.py", "recipes/", "rewriting.py", "check.py", "sources/", "splits.py", "storage.py", "write.py", "errors.py",
-        "decide.py", "dry.py", "gather.py", "index.py", "leakage.py", "near.py", "verify_rows.py",
+        "decide.py", "dry.py", "gather.py", "index.py", "leakage.py", "near.py", "reject_log.py", "verify_rows.py",
         "s3.py", "roots.py", "export.py", "exports/",
     )
 )  # fmt: skip
@@ -49,7 +50,7 @@ class Plan(NamedTuple):
     """What there is to do. `rejects` are those of the adapters themselves; `records` counts all items per source."""
 
     shards: list[Shard]
-    rejects: list[Reject]
+    rejects: RejectLog
     records: Counter[str]
 
 
@@ -70,7 +71,7 @@ def make(
     `wordings`: how each source is asked, where not as the recipe's `instructions` say. `watch` sees every record with
     the fingerprints of its media.
     """
-    plan = Plan([], [], Counter())
+    plan = Plan([], RejectLog(), Counter())
     code = provenance.code_digest(["dataset_build"], leave_out=_NOT_CONVERSION)
     settings = convert.media_digest(recipe.media)
     known = finished(work) if work is not None else None

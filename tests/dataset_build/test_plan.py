@@ -82,7 +82,7 @@ any_text = st.text(st.characters(codec=None, exclude_categories=()), max_size=8)
 @settings(deadline=None, max_examples=60)
 def test_every_item_is_a_record_or_a_reject_whatever_its_text(rows):
     items = [dataclasses.replace(GOOD, uid=uid, text=text) for uid, text in rows]
-    made = plan.Plan([], [], plan.Counter())
+    made = plan.Plan([], plan.RejectLog(), plan.Counter())
     kept = list(plan._unique(map(plan._storable, items), made))
     assert len(kept) + len(made.rejects) == len(items)
     json.dumps([dataclasses.asdict(item) for item in (*kept, *made.rejects)], ensure_ascii=False).encode()
@@ -92,6 +92,27 @@ def test_every_item_is_a_record_or_a_reject_whatever_its_text(rows):
         if (item.uid + item.text).encode("utf-8", "ignore").decode() == item.uid + item.text
     ]
     assert {item.uid for item in whole} <= {item.uid for item in (*kept, *made.rejects)}
+
+
+def test_thousands_of_rejects_come_out_as_they_went_in_and_stay_small(odd, tmp_path):
+    rule = [
+        Reject(
+            f"odd/all/{n}",
+            "odd",
+            (None, "test")[n % 2],
+            "humor",
+            "source_rule",
+            f"row {n} is left out by rule",
+        )
+        for n in range(5000)
+    ]
+    odd.items = [*rule, GOOD]
+    made = plan.make(recipe(tmp_path), None)
+    assert (list(made.rejects), len(made.rejects)) == (rule, 5000)
+    table = made.rejects.table()
+    assert table.to_pylist() == [dataclasses.asdict(reject) for reject in rule]
+    assert table.nbytes / 5000 < 120
+    assert list(made.rejects) == rule  # making the table took nothing away
 
 
 @given(any_text.map(lambda text: f"a{text}\x00") | st.just(f"{HALF}.png") | any_text)
