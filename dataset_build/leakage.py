@@ -71,7 +71,7 @@ REGISTER: tuple[Risk, ...] = (
     ),
     Risk(
         "caer-s-frames-come-from-caer-clips",
-        "CAER-S consists of frames of the CAER clips, but the names do not say of which, so a test frame cannot be traced "
+        "CAER-S is described as frames of the CAER clips, but no name says of which, so a test frame cannot be traced "
         "to a training clip.",
         "One of the two per build.",
         forbids=(("caer", "caer_s"),),
@@ -132,7 +132,7 @@ REGISTER: tuple[Risk, ...] = (
         "In MUStARD the show and the speaker nearly give the label away: two shows and some speakers are all but always "
         "sarcastic. Its five published folds share speakers.",
         "Report the speaker-independent setting (the source's option `split`) beside the folds.",
-        noted=("mustard", "mustard_pp"),
+        noted=("mustard",),
     ),
     Risk(
         "one-face-set-under-two-names",
@@ -170,8 +170,8 @@ REGISTER: tuple[Risk, ...] = (
     ),
     Risk(
         "several-items-from-one-recording",
-        "ExpW, EMOTIC and AffectNet cut several faces or persons out of one picture; the clips of DFEW and AFEW come from "
-        "films whose names are not published, so their folds may share films.",
+        "ExpW, EMOTIC and AffectNet cut several faces or persons out of one picture; the clips of DFEW come from films "
+        "whose names are not published, so its folds may share films.",
         "Rows of one picture, clip or film stay together where the source says which it is.",
         noted=("expw", "emotic", "affectnet", "dfew"),
     ),
