@@ -34,7 +34,7 @@ def problems(out: str, content: dict[str, Any]) -> list[str]:
                 "groups_whole"
             ]:  # a source's own split or folds may tear groups apart: leakage.json says so
                 key = facts["group_key"]
-                group = dict(row["group_keys"]).get(key, row["uid"])
+                group = dict(row["group_keys"]).get(key) or row["uid"]
                 place = (row["split"], row["fold"])
                 other = place_of_group.setdefault(_digest(f"{key}\x1f{group}"), place)
                 if other != place:
