@@ -239,3 +239,9 @@ def answer_text(sample: Mapping[str, Any]) -> str:
     """What a model should say to a sample: its answer in the form that the message asks for."""
     options, answer = list(sample["options"] or ()), str(sample["answer"])
     return option_texts(sample)[options.index(answer)] if answer in options else answer
+
+
+def answer_word(sample: Mapping[str, Any], said: str) -> str:
+    """The inverse of `answer_text`: the option's word for what was said, which stays as it is where it is no option."""
+    options, texts = list(sample["options"] or ()), option_texts(sample)
+    return options[texts.index(said)] if said in texts else said

@@ -62,7 +62,7 @@ def _entry(sample: Sample, parts: list[Part]) -> dict[str, Any]:
     return {
         "id": sample["uid"],
         **told,
-        "conversations": [*turns, {"from": "gpt", "value": sample["answer"]}],
+        "conversations": [*turns, {"from": "gpt", "value": schema.answer_text(sample)}],
         "emobench": {**rest, "media": media_rows},
     }
 

@@ -136,7 +136,7 @@ def _sample(folder: str, entry: dict[str, Any]) -> Sample:
         **rest,
         "uid": entry["id"],
         "messages": [{"role": _ROLES[turn["from"]], "content": turn["value"]} for turn in turns],
-        "answer": answer["value"],
+        "answer": schema.answer_word(rest, answer["value"]),
         "media": [_medium(folder, entry["id"], medium) for medium in rest["media"]],
         "group_keys": [(key, value) for key, value in rest["group_keys"]],
     }

@@ -241,6 +241,7 @@ def test_the_message_asks_for_the_form_that_the_answer_has(style, hint, form):
         said = schema.option_texts(sample)
         assert len(set(said)) == len(sample["options"])
         assert sample["options"][said.index(schema.answer_text(sample))] == sample["answer"] == "joy"
+        assert [schema.answer_word(sample, text) for text in said] == sample["options"]
 
 
 def test_mixed_styles_are_drawn_by_uid_and_nearly_even():

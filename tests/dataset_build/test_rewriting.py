@@ -324,12 +324,11 @@ def test_a_row_whose_answer_the_sentence_names_is_asked_with_the_banks(
 # --- a whole build ---------------------------------------------------------------------------------------------------
 
 
-def test_a_build_with_rewriting_repeats_without_the_endpoint_and_changes_nothing_else(
-    serve, tmp_path, ray_session, capfd
-):
+def test_a_build_with_rewriting_repeats_without_the_endpoint_and_changes_nothing_else(serve, tmp_path, capfd):
     import pyarrow.parquet as pq
 
-    from dataset_build import manifest, pipeline
+    from dataset_build import manifest
+    from tests.fixtures import plain_build
     from tests.fixtures.emoji_tree import write_emoji_tree
 
     write_emoji_tree(tmp_path / "tree", emoji_per_feeling=1, clips=0, texts_per_kind=12)
@@ -340,7 +339,7 @@ def test_a_build_with_rewriting_repeats_without_the_endpoint_and_changes_nothing
             "name": "r", "out": str(tmp_path / name), "root": str(tmp_path / "tree"), "seed": 3,
             "sources": [{"name": "jokes", "root": "texts", "options": {"per_label": 10}}], **section,
         }  # fmt: skip
-        done = pipeline.build(BuildRecipe.model_validate(raw))
+        done = plain_build.build(BuildRecipe.model_validate(raw))
         rows = [
             row
             for path in sorted((tmp_path / name).glob("*/*.parquet"))
