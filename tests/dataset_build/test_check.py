@@ -149,6 +149,24 @@ def test_nothing_outside_the_root_is_looked_at(emoset, published, tmp_path_facto
     assert found.files_there == 17
 
 
+def test_a_folder_on_s3_gives_the_same_findings(emoset, published, s3_server, capsys):
+    (emoset / "image" / "awe" / "train3.jpg").unlink()
+    (emoset / "image" / "awe" / "val1.jpg").write_bytes(b"")
+    (emoset / "image" / "awe" / "test2.jpg").write_text("<html>404</html>")
+    base.picture(emoset / "image" / "awe" / "extra.jpg")
+    root = s3_server.bucket("check") + "/sets/emoset"
+    s3_server.upload(emoset, root)
+    assert main(["check", "emoset", root, "--full", "--json"]) == 1
+    there = json.loads(capsys.readouterr().out)
+    assert main(["check", "emoset", str(emoset), "--full", "--json"]) == 1
+    local = json.loads(capsys.readouterr().out)
+    assert {**there, "root": 0} == {**local, "root": 0}
+    assert {reason: found["count"] for reason, found in there["faults"].items()} == {
+        "missing_media": 1, "empty_file": 1, "not_media": 1,
+    }  # fmt: skip
+    assert main(["check", "emoset", root + "-elsewhere"]) == 2
+
+
 def test_an_annotation_without_rows_is_no_fine_folder(emoset, monkeypatch):
     monkeypatch.setattr(sources.adapter("emoset"), "EXPECTED", {})
     for split in ("train", "val", "test"):
