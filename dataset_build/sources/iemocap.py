@@ -104,7 +104,7 @@ def _dialogue(root: str, folder: str, path: str, session: int, options: Options)
     said = _transcript(readers.text(root, f"{folder}/transcriptions/{dialogue}.txt"))
     video = f"{folder}/avi/DivX/{dialogue}.avi"
     for number, line in enumerate(readers.text(root, path).splitlines(), 1):
-        if line.startswith("["):
+        if line.startswith("[") or "\tSes" in line:  # the second: its time range is damaged
             where = f"{path} line {number}"
             yield from _items(where, line, dialogue, session, video, said, options)
 

@@ -12,38 +12,25 @@ stands twice in one object is an error, because one of the two values would be l
 from __future__ import annotations
 
 import ast
-import csv
 import json
 import os
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from dataset_build import storage
 from dataset_build.errors import BuildError
+from dataset_build.sources import tables
+from dataset_build.sources.tables import MAX_CELL_CHARS, MAX_LINE_CHARS, Row
 
 # An annotation file larger than this is not one of ours.
 MAX_ANNOTATION_BYTES = 1 << 30
 # JSON takes up to twenty times its size in memory (`[[],[],…`); the largest of the sources here has 70 MB.
 MAX_JSON_BYTES = 256 << 20
-# The longest line of a table or of JSON lines, and the longest cell that may run over lines.
-MAX_LINE_CHARS = 128 << 20
-# The largest cell of a table: longer ones are cut and `Row.problem` says so, so that the row can be rejected.
-MAX_CELL_CHARS = 1 << 20
-# What is kept of a cell that is too long: enough to find it.
-_SHOWN_CHARS = 200
 # float() of a longer text is no number that anybody wrote down.
 _MAX_NUMBER_CHARS = 400
-
-
-class Row(NamedTuple):
-    """One row of a table: `line` is its number in the file (the first data row is 1), `cells` by column name."""
-
-    line: int
-    cells: dict[str, str]
-    problem: str = ""  # not empty: the row is not a row of this table, and why
 
 
 def find(root: str, *candidates: str, what: str = "annotation file") -> str:
@@ -203,7 +190,7 @@ def json_items(root: str, path: str) -> list[tuple[str, Any]]:
 
 def json_lines(root: str, path: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """(line number from 1, object) for every non-empty line; a line that is no JSON object comes as an explanation."""
-    for number, line in enumerate(_lines(text(root, path), "\n"), 1):
+    for number, line in enumerate(tables.lines(text(root, path), "\n"), 1):
         if not line.strip():
             continue
         if len(line) > MAX_LINE_CHARS:
@@ -242,16 +229,6 @@ def _repeated(pairs: list[tuple[str, Any]]) -> str:
     return f"the key {twice[0][:80]!r} stands twice in one object; remove or rename one" if twice else ""
 
 
-def _lines(content: str, ends: str = "\r\n|\r|\n") -> Iterator[str]:
-    """The lines with their ends, one at a time (`splitlines` holds all, and splits at characters inside a text)."""
-    start = 0
-    for match in re.finditer(ends, content):
-        yield content[start : match.end()]
-        start = match.end()
-    if start < len(content):
-        yield content[start:]
-
-
 def table(
     root: str,
     path: str,
@@ -265,86 +242,14 @@ def table(
 
     `delimiter` None: tab where the first line holds one, else comma. `quoting` False: quotes are plain characters.
     Blank rows (nothing but white space and delimiters) are passed over. A row of another width than the header, with a
-    NUL character or with a cell longer than `MAX_CELL_CHARS`, comes with `problem` set.
-    Raises BuildError where a column is missing or stands twice, where a quote is never closed (it would swallow the
-    rows after it) and where the file cannot be split into rows.
+    NUL character or with a cell longer than `MAX_CELL_CHARS`, comes with `problem` set. So does a line whose quote is
+    not closed in it where it would swallow rows: the lines behind it are rows of their own then (see `_Records`).
+    Raises BuildError where a column is missing or stands twice and where the file cannot be split into rows.
     """
-    full = storage.join(root, path)
     content = text(root, path)
-    if delimiter is None:
-        delimiter = "\t" if "\t" in content.split("\n", 1)[0] else ","
-    options: dict[str, Any] = {"delimiter": delimiter, "strict": False}
-    if not quoting:
-        options["quoting"] = csv.QUOTE_NONE
-    csv.field_size_limit(MAX_LINE_CHARS)  # our own limit is below, with a message
-    rows = csv.reader(_ended(content, full), **options)
-    names = [name.strip() for name in header] if header is not None else None
-    line, ended = 0, False
-    try:
-        for cells in rows:
-            if cells and cells[-1].endswith(_END):
-                ended = cells == [_END]
-            elif not any(cell.strip() for cell in cells):
-                continue
-            elif names is None:
-                names = [cell.strip() for cell in cells]
-                _check_header(full, names, columns)
-            else:
-                line += 1
-                yield _row(line, names, cells)
-    except csv.Error as error:
-        raise BuildError(
-            f"{full}: row {line + 1} cannot be read ({error}); fetch the source again"
-        ) from error
-    if not ended:
-        raise BuildError(
-            f"{full}: row {line + 1} opens a quote that is never closed, so the rows after it cannot be told apart; "
-            "close it, or fetch the source again"
-        )
-    if names is None:
-        raise BuildError(f"{full}: the file is empty; expected columns {', '.join(columns)}")
-
-
-# A line of our own behind the last one: it comes back as a row of its own unless a quote is still open.
-_END = "\x1eend of the table\x1e"
-
-
-def _ended(content: str, full: str) -> Iterator[str]:
-    for line in _lines(content):
-        if len(line) > MAX_LINE_CHARS:
-            raise BuildError(
-                f"{full}: a line of {len(line)} characters; the limit is {MAX_LINE_CHARS}. Is it the right file?"
-            )
-        yield line
-    yield _END
-
-
-def _check_header(full: str, names: Sequence[str], columns: Sequence[str]) -> None:
-    missing = [column for column in columns if column not in names]
-    if missing:
-        hint = (
-            " (NUL characters: is it UTF-16 without a BOM?)" if any("\x00" in name for name in names) else ""
-        )
-        raise BuildError(
-            f"{full}: column {', '.join(missing)} missing; found {', '.join(names)[:300]!r}{hint}"
-        )
-    twice = [column for column in columns if names.count(column) > 1]
-    if twice:
-        raise BuildError(f"{full}: column {', '.join(twice)} stands twice in the header; rename one")
-
-
-def _row(line: int, names: Sequence[str], cells: Sequence[str]) -> Row:
-    by_name = dict(zip(names, cells))
-    problem = ""
-    if len(cells) != len(names):
-        problem = f"{len(cells)} cells, the header has {len(names)}"
-    for name, cell in by_name.items():
-        if len(cell) > MAX_CELL_CHARS:
-            by_name[name] = cell[:_SHOWN_CHARS]
-            problem = problem or f"column {name} holds {len(cell)} characters; the limit is {MAX_CELL_CHARS}"
-        elif "\x00" in cell:
-            problem = problem or f"column {name} holds a NUL character"
-    return Row(line, by_name, problem)
+    yield from tables.rows(
+        content, storage.join(root, path), columns, delimiter=delimiter, quoting=quoting, header=header
+    )
 
 
 def literal(value: str) -> Any:

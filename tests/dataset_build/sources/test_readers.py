@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset_build.errors import BuildError
-from dataset_build.sources import readers
+from dataset_build.sources import readers, tables
 
 # Half a surrogate pair cannot be in a file.
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -305,15 +305,50 @@ def test_a_table_may_be_a_tab_file_with_a_bom_called_csv_or_one_without_a_header
     assert table(tmp_path, "a\r1\r2\r") == [readers.Row(1, {"a": "1"}), readers.Row(2, {"a": "2"})]
 
 
-def test_a_quote_that_is_never_closed_is_an_error_because_it_swallows_rows(tmp_path):
-    rows = []
-    with pytest.raises(BuildError, match="row 2 opens a quote that is never closed"):
-        for row in readers.table(put(tmp_path, 'a,b\n1,x\n2,"y\n3,z\n4,w'), "a.csv", ("a",)):
-            rows.append(row)
-    assert len(rows) == 1
-    with pytest.raises(BuildError, match="never closed"):
-        table(tmp_path, '"a,b\n1,2\n')
+def test_a_quote_that_is_never_closed_costs_its_line_and_no_other(tmp_path):
+    """Else it would swallow the rows behind it, and nobody would miss them."""
+    for content in ('a,b\n1,x\n2,"y\n3,z\n4,w', 'a,b\n1,x\n2,"y\n3,z\n4,w\n'):
+        found = table(tmp_path, content)
+        assert [row.cells["a"] for row in found] == ["1", "2", "3", "4"]
+        assert [bool(row.problem) for row in found] == [False, True, False, False]
     assert len(table(tmp_path, 'a,b\n1,x\n2,"y\n3,z\n', quoting=False)) == 3
+    with pytest.raises(BuildError, match="column a missing"):
+        table(tmp_path, '"a,b\n1,2\n')
+
+
+def test_a_quote_that_the_next_one_closes_costs_no_row_either(tmp_path):
+    content = 'a,b,c\n1,x,"y\n2,x,y\n3,"x",y\n4,"x\ny",z\n5,x,y\n'
+    found = table(tmp_path, content)
+    assert [row.cells["a"] for row in found] == ["1", "2", "3", "4", "5"]
+    assert [row.line for row in found if row.problem] == [1]
+    assert found[3].cells["b"] == "x\ny"
+
+
+@given(
+    st.integers(0, 30),
+    st.data(),
+    st.sampled_from(['{n},"x,y', '"{n},x,y', '{n},x,"y', '{n},x""","y', '{n},"x"",y']),
+)
+def test_every_line_beside_an_open_quote_is_a_row_of_its_own(folder, count, data, broken):
+    lines = [f"{number},x,y" for number in range(count)]
+    place = data.draw(st.integers(0, count))
+    lines.insert(place, broken.replace("{n}", "broken"))
+    found = table(folder, "\n".join(["a,b,c", *lines]), "a", "b", "c")
+    assert len(found) == len(lines) and found[place].problem
+    del found[place]
+    assert [row.cells for row in found] == [{"a": str(n), "b": "x", "c": "y"} for n in range(count)]
+    assert not any(row.problem for row in found)
+
+
+def test_quotes_that_are_never_closed_take_no_time_to_speak_of(tmp_path):
+    started = time.monotonic()
+    assert len(table(tmp_path, b"a,b\n" + b'1,"\n' * 200_001)) >= 100_000
+    for line in (b'x"y,"\n', b'"\n', b'1,"""\n', b'",\n"\n'):
+        try:
+            table(tmp_path, b"a,b\n" + line * 100_000)
+        except BuildError as error:
+            assert "too many quotes that are never closed" in str(error)
+    assert time.monotonic() - started < 60
 
 
 @pytest.mark.parametrize(
@@ -358,6 +393,7 @@ def test_a_cell_of_100_mb_costs_its_row_and_no_other(tmp_path):
 
 def test_a_line_beyond_the_limit_is_an_error_that_names_it(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "MAX_LINE_CHARS", 1000)
+    monkeypatch.setattr(tables, "MAX_LINE_CHARS", 1000)
     for content in (f"a,b\n1,{'x' * 1001}\n", 'a,b\n1,"' + "x\n" * 501 + '"\n'):
         with pytest.raises(BuildError, match=r"a\.csv: .*(a line of 1004 characters|field larger than)"):
             table(tmp_path, content)
