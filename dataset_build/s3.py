@@ -71,7 +71,8 @@ def filesystem() -> Any:
     settings = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S, "retries": retries}
     s3fs.core.set_custom_error_handler(_worth_another_try)
     settings |= fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
-    return s3fs.S3FileSystem(config_kwargs=settings)
+    # What a listing said is out of date as soon as another worker writes.
+    return s3fs.S3FileSystem(config_kwargs=settings, use_listings_cache=False)
 
 
 def _worth_another_try(error: BaseException) -> bool:

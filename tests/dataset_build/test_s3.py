@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -275,3 +277,24 @@ def test_links_to_folders_are_not_followed_when_files_are_listed(tmp_path: Path)
     assert storage.list_files(str(root)) == ["file_link.txt", "real/a.txt"]
     assert media.fingerprint(str(root), "file_link.txt") == "path_outside_root"
     assert media.fingerprint(str(root), "link/secret.txt") == "path_outside_root"
+
+
+def test_without_credentials_the_error_says_where_to_set_them(s3_server):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    nowhere = {
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "HOME": "/nonexistent",
+        "AWS_ENDPOINT_URL": s3_server.endpoint,
+    }
+    code = "from dataset_build import storage\nstorage.read_bytes('s3://bucket/a.json')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**environment, **nowhere},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    said = done.stderr.strip().splitlines()[-1]
+    assert "s3://bucket/a.json: there are no credentials for S3; set AWS_ACCESS_KEY_ID" in said
+    assert "Ray's nodes" in said
+    assert s3_server.asked == []
