@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import threading
 import time
 from collections import Counter
@@ -164,6 +165,7 @@ class _Endpoint:
 
     def __init__(self, settings: RewritingSettings, client: httpx.Client) -> None:
         self.settings, self.client = settings, client
+        self.trouble = ""  # what the last failure was, for the log
         self._failed_in_a_row, self._stopped = 0, False
         self._lock = threading.Lock()
 
@@ -195,11 +197,17 @@ class _Endpoint:
                 for block in response.iter_bytes():
                     data += block
                     if len(data) > _MAX_RESPONSE_BYTES or time.monotonic() > deadline:
+                        self.trouble = "a response that is too long or too slow"
                         return None
                 if response.status_code != 200:
+                    self.trouble = f"HTTP status {response.status_code}"
                     return None
-            return _content(bytes(data))
-        except httpx.HTTPError:
+            text = _content(bytes(data))
+            if text is None:
+                self.trouble = "a response that is no chat completion"
+            return text
+        except httpx.HTTPError as error:  # its text may hold the address, never a header
+            self.trouble = f"{type(error).__name__}: {error}"[:200]
             return None
 
 
@@ -271,6 +279,8 @@ def _fetch(
                     storage.write_json(paths[place], {"request": requests[place], "text": answer.text})
                 found[place] = answer._replace(text=_cleaned(answer.text))
                 progress.advance()
+            if endpoint.trouble:
+                print(f"rewriting: the endpoint's last failure was {endpoint.trouble}", file=sys.stderr)
         except BaseException:  # Ctrl-C: what is waiting is not sent any more
             endpoint.stop()
             raise

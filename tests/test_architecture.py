@@ -20,6 +20,7 @@ ENTRY_POINTS = (
     "dataset_build build",
     "dataset_build verify",
     "dataset_build sources",
+    "dataset_build check",
     "dataset_build stats",
     "emollm",
     "emollm train",

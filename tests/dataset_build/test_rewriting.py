@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections import Counter
@@ -221,7 +222,7 @@ def test_open_questions_name_no_emotion_and_keep_their_one_word(text, problem):
         (200, b'{"choices": [{"message": {"content": 7}}]}'), (200, b"[" * 100_000), (200, b" " * (3 << 20)), (200, b"\xff"),
     ],
 )  # fmt: skip
-def test_an_endpoint_that_fails_costs_a_few_requests_and_no_row(serve, tmp_path, status, body):
+def test_an_endpoint_that_fails_costs_a_few_requests_and_no_row(serve, tmp_path, capsys, status, body):
     endpoint = serve(lambda sentence: (status, body))
     made = recipe(tmp_path, endpoint.url, concurrency=2)
     found = rewriting.rewrite(made, str(tmp_path / "work"))
@@ -230,6 +231,8 @@ def test_an_endpoint_that_fails_costs_a_few_requests_and_no_row(serve, tmp_path,
     assert len(found.kept["jokes"]) == len(instructions.bank("humor"))
     assert len(endpoint.bodies) <= 8
     assert storage.list_files(str(tmp_path / "work")) == []  # so that the next build asks again
+    told = {200: "no chat completion|too long", 302: "HTTP status 302"}.get(status, f"HTTP status {status}")
+    assert re.search(f"the endpoint's last failure was .*({told})", capsys.readouterr().err)
 
 
 def test_a_hiccup_is_tried_again(serve, tmp_path):
