@@ -88,7 +88,9 @@ def _train(arguments: argparse.Namespace) -> int:
     from emollm.train import run
 
     if arguments.dry_run:
-        print(run.describe(recipe))
+        from emollm.train import estimate
+
+        print(estimate.describe(recipe))
     else:
         run.train(recipe, force=arguments.force)
     return DONE

@@ -148,13 +148,26 @@ class TuneConfig(Component):
     cache_gib: float = Field(
         default=2.0, ge=0, description="memory per worker for features of the frozen vision tower"
     )
+    activation_checkpointing: bool = Field(
+        default=False, description="compute activations again in the backward pass instead of keeping them"
+    )
     log_every: int = Field(default=2, ge=1, description="steps between two log lines (and reports to Ray)")
 
 
 class DeepSpeedConfig(Component):
     stage: Literal[0, 1, 2, 3] = 2
+    precision: Literal["fp32", "bf16"] = "fp32"
     offload_optimizer: bool = False
+    offload_parameters: bool = Field(default=False, description="ZeRO 3 only")
     bucket_size: int = Field(default=50_000_000, ge=1000)
+
+    @model_validator(mode="after")
+    def _check(self) -> DeepSpeedConfig:
+        if self.offload_parameters and self.stage != 3:
+            raise ValueError(f"offload_parameters needs stage 3, not {self.stage}")
+        if self.offload_optimizer and self.stage == 0:
+            raise ValueError("offload_optimizer needs stage 1, 2 or 3")
+        return self
 
 
 class WorkersConfig(Component):

@@ -87,8 +87,8 @@ def hear(tower: PreTrainedModel, sounds: list[Sound], tokens: int) -> Tensor:
     """Encoder frames of each sound averaged to `tokens` equal stretches of it. → (A, K, D)"""
     pooled = []
     for sound in sounds:
-        device = next(tower.parameters()).device
-        frames_WFD = tower(input_features=sound.mel_WMX.to(device)).last_hidden_state
+        weight = next(tower.parameters())
+        frames_WFD = tower(input_features=sound.mel_WMX.to(weight.device, weight.dtype)).last_hidden_state
         frames_FD = frames_WFD.flatten(0, 1)[: sound.frames]
         pooled.append(nn.functional.adaptive_avg_pool1d(frames_FD.T, tokens).T)
     return torch.stack(pooled)

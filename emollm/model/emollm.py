@@ -170,6 +170,11 @@ class EmoLLM(PreTrainedModel, GenerationMixin):
             raise MediaMismatchError("sounds came, but this model has no audio tower")
         return hear(self.audio_tower, sounds, self.config.tokens_per_audio)
 
+    def checkpoint_activations(self) -> None:
+        """Compute the language model's activations again in the backward pass instead of keeping them."""
+        decoder: Any = self.get_decoder()
+        decoder.gradient_checkpointing_enable({"use_reentrant": False})
+
     def reset_projector(self, seeded: Callable[[str], object], scene_rms: float) -> None:
         """Initialise the projectors, every part from its own seed; see `MVP.reset_parameters`."""
         self.projector.reset_parameters(seeded, scene_rms)

@@ -76,7 +76,7 @@ FAMILIES: dict[str, Callable[[str, str, str | None], Parts]] = {"composed": comp
 
 
 def read_config(path: str, role: str) -> Any:
-    """The transformers config of a foundation. Raises FoundationError where there is none."""
+    """The transformers config of a foundation, in a folder or on the hub. Raises FoundationError where there is none."""
     try:
         return AutoConfig.from_pretrained(_there(path))
     except (OSError, ValueError) as error:

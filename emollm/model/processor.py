@@ -41,6 +41,16 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\nAnswer:' }}{% endif %}"
 )
 _END_OF_TURN = "<|im_end|>"
+# For tokenizers without ChatML's tokens (Vicuna, Llama 2), which frozen embeddings cannot be taught.
+PLAIN_TEMPLATE = (
+    "{{ bos_token or '' }}{% for message in messages %}"
+    "{{ message['role'] | upper + ': ' }}"
+    "{% if message['role'] == 'assistant' %}{{ 'Answer: ' }}{% endif %}"
+    "{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '\n' }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT: Answer:' }}{% endif %}"
+)
 
 
 class EmoLLMProcessor:
@@ -76,15 +86,21 @@ class EmoLLMProcessor:
             tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN, AUDIO_TOKEN]})
         self.image_token_id: int = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         self.audio_token_id: int = tokenizer.convert_tokens_to_ids(AUDIO_TOKEN) if tokens_per_audio else -1
-        self.end_id = tokenizer.convert_tokens_to_ids(_END_OF_TURN)
-        if self.end_id is None or self.end_id == tokenizer.unk_token_id:
-            raise ValueError(f"the tokenizer of {tokenizer.name_or_path} has no token {_END_OF_TURN}")
+        chatml = _END_OF_TURN in tokenizer.get_vocab()
+        self.end_id: int = tokenizer.convert_tokens_to_ids(_END_OF_TURN) if chatml else tokenizer.eos_token_id
+        if self.end_id is None:
+            raise ValueError(
+                f"the tokenizer of {tokenizer.name_or_path} has neither {_END_OF_TURN} nor an end token"
+            )
+        # SentencePiece marks the beginning of a text as that of a word: there no space is put before an answer.
+        first = tokenizer.convert_ids_to_tokens(tokenizer.encode("joy", add_special_tokens=False))[0]
+        self._space = "" if first.startswith("▁") else " "
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_id
-        tokenizer.chat_template = CHAT_TEMPLATE
+        tokenizer.chat_template = CHAT_TEMPLATE if chatml else PLAIN_TEMPLATE
 
     @property
     def chat_template(self) -> str:
-        return CHAT_TEMPLATE
+        return str(self.tokenizer.chat_template)
 
     # --- text -----------------------------------------------------------------------------------------------------
 
@@ -125,7 +141,7 @@ class EmoLLMProcessor:
 
     def continuation(self, answer: str) -> list[int]:
         """The ids of an answer behind a prompt, without the end of the turn."""
-        ids: list[int] = self.tokenizer.encode(f" {answer}", add_special_tokens=False)
+        ids: list[int] = self.tokenizer.encode(f"{self._space}{answer}", add_special_tokens=False)
         return ids
 
     def positions(self, input_ids: Sequence[int], media: Sequence[Size]) -> None:

@@ -37,7 +37,7 @@ def ensure_process_group() -> tuple[int, int]:
 
 
 def zero_config(config: DeepSpeedConfig, tune: TuneConfig, accumulation: int) -> dict[str, Any]:
-    """The DeepSpeed config for float32 training with a torch optimizer."""
+    """The DeepSpeed config for a torch optimizer; in bf16 the optimizer keeps float32 weights."""
     zero: dict[str, Any] = {
         "stage": config.stage,
         "reduce_bucket_size": config.bucket_size,
@@ -47,7 +47,10 @@ def zero_config(config: DeepSpeedConfig, tune: TuneConfig, accumulation: int) ->
     }
     if config.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
+    if config.offload_parameters:
+        zero["offload_param"] = {"device": "cpu"}
     return {
+        "bf16": {"enabled": config.precision == "bf16"},
         "train_micro_batch_size_per_gpu": tune.micro_batch,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": tune.clip_norm,
@@ -64,6 +67,11 @@ def make_engine(model: EmoLLM, config: DeepSpeedConfig, tune: TuneConfig, accumu
     without_compiled_extensions()
     import deepspeed
 
+    if config.precision == "bf16":
+        model.bfloat16()
+    if tune.activation_checkpointing:
+        # Re-entrant checkpointing passes no gradient to the trained weights behind frozen embeddings.
+        model.checkpoint_activations()
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]

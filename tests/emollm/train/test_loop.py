@@ -216,3 +216,25 @@ def test_learning_rate_rises_then_falls() -> None:
     rates = [schedule(number, 20, 0.1, 0.1) for number in range(20)]
     assert rates[0] == 0.5 and rates[1] == 1.0 == rates[2]
     assert all(a >= b for a, b in zip(rates[2:], rates[3:])) and 0.1 <= rates[-1] < 0.12
+
+
+def test_activation_checkpointing_changes_no_weight(tiny_recipe: TrainRecipe, tmp_path: Path) -> None:
+    def trained(name: str, checkpointing: bool) -> dict[str, torch.Tensor]:
+        tune = tiny_recipe.tune.model_copy(update={"activation_checkpointing": checkpointing})
+        train_fold(tiny_recipe.model_copy(update={"tune": tune, "out": str(tmp_path / name)}), 0, name)
+        return weights(tmp_path / name)
+
+    kept, again = trained("kept", False), trained("again", True)
+    assert kept.keys() == again.keys() and all(torch.equal(kept[name], again[name]) for name in kept)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_bf16_trains_near_float32(tiny_recipe: TrainRecipe, tmp_path: Path, stage: int) -> None:
+    def losses(precision: str) -> list[float]:
+        settings = tiny_recipe.deepspeed.model_copy(update={"stage": stage, "precision": precision})
+        out = tmp_path / precision
+        train_fold(tiny_recipe.model_copy(update={"deepspeed": settings, "out": str(out)}), 0, precision)
+        return [line["loss"] for line in read_metrics(str(out / "fold-0" / "log" / "metrics.jsonl"))]
+
+    exact, rounded = losses("fp32"), losses("bf16")
+    assert len(exact) == len(rounded) and rounded == pytest.approx(exact, rel=0.02)
