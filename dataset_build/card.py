@@ -6,6 +6,7 @@ question; what is long (labels of each source, splits of the ledger, examples) i
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -49,7 +50,8 @@ def render(manifest: Manifest, stats: Stats) -> str:
         _licences(manifest),
         _reading(manifest),
     ]
-    return "\n\n".join(part.strip() for part in parts if part) + "\n"
+    text = "\n\n".join(part.strip() for part in parts if part) + "\n"
+    return re.sub(r"\n{3,}", "\n\n", text)
 
 
 def text_summary(manifest: Manifest, stats: Stats) -> str:
@@ -208,8 +210,8 @@ def _splits(manifest: Manifest, stats: Stats) -> str:
     if by_mode["official"]:
         shown = ", ".join(name.partition(" ")[0] for name in by_mode["official"])
         parts.append(
-            f"**The source's own split**: {shown}. Where a source publishes no val rows, whole groups of its training rows "
-            "were taken for it, never test rows."
+            f"**The source's own split**: {shown}. Where a source publishes no val rows, val is made of whole groups of its "
+            "training rows, never of test rows."
         )
         if stats.leakage.get("straddling_groups"):
             parts.append(
