@@ -333,6 +333,9 @@ def stop_if_not_finite(state: Fold, local: float, rows: Sequence[int], number: i
 
 def export_fold(state: Fold, engine: Any, result: dict[str, Any]) -> None:
     """Write model, processor and, last, `fold.json` to `OUT/fold-k`. Every rank calls this."""
+    perspectives = None
+    if state.recipe.foundation.family == "attached":
+        perspectives = _measure_attached(state, _rows_with_pictures(state, 16))
     weights = trained_state(engine)
     if state.rank == 0:
         folder = Path(fold_folder(state.recipe, state.number))
@@ -342,7 +345,7 @@ def export_fold(state: Fold, engine: Any, result: dict[str, Any]) -> None:
             line["loss"] for line in read_metrics(f"{log_folder(state.recipe, state.number)}/metrics.jsonl")
         ][-5:]
         result["final_loss"] = sum(last) / len(last)
-        result["perspectives"] = measure_perspectives(state, weights)
+        result["perspectives"] = perspectives or measure_perspectives(state, weights)
         result["files"] = model_files(state.recipe, state.number)
         storage.write_json(str(folder / FOLD_FILE), result)
     shared: list[Any] = [result]
@@ -350,12 +353,15 @@ def export_fold(state: Fold, engine: Any, result: dict[str, Any]) -> None:
     result.update(shared[0])
 
 
+def _rows_with_pictures(state: Fold, most: int) -> list[int]:
+    """At most `most` training rows with pictures, evenly over the corpus."""
+    numbers = [n for n in range(len(state.corpus)) if state.corpus.encoded[n].media_frames]
+    return numbers[:: max(1, len(numbers) // most)][:most]
+
+
 def measure_perspectives(state: Fold, weights: dict[str, Tensor], most: int = 64) -> dict[str, float]:
     """How far MVP's perspectives have opened, over up to `most` training rows with pictures."""
-    numbers = [n for n in range(len(state.corpus)) if state.corpus.encoded[n].media_frames]
-    chosen = numbers[:: max(1, len(numbers) // most)][:most]
-    if state.recipe.foundation.family == "attached":
-        return _measure_attached(state, weights, chosen)
+    chosen = _rows_with_pictures(state, most)
     from emollm.config import MVPConfig
     from emollm.model.projector import MVP, SceneProjection
 
@@ -378,15 +384,13 @@ def measure_perspectives(state: Fold, weights: dict[str, Tensor], most: int = 64
     return projector.opened(torch.cat(found), frames) if found else {}
 
 
-@torch.no_grad()
-def _measure_attached(state: Fold, weights: dict[str, Tensor], chosen: Sequence[int]) -> dict[str, float]:
-    """The mean over the media of some rows of what `AttachedMVP.opened` says."""
+def _measure_attached(state: Fold, chosen: Sequence[int]) -> dict[str, float]:
+    """The mean over the media of some rows of what `AttachedMVP.opened` says. Every rank calls this, on the same rows,
+    because under ZeRO 3 each holds a part of the weights."""
     from emollm.model.attached_model import AttachedEmoLLM
 
-    model = state.model
+    model = state.model.eval()
     assert isinstance(model, AttachedEmoLLM)
-    own = {name: value for name, value in weights.items() if ".lora_" not in name}
-    model.load_state_dict(own, strict=False)  # under ZeRO 3 the module holds only shards
     shares: dict[str, list[float]] = {}
     for number in chosen:
         for visual in state.row_features(number).visuals:

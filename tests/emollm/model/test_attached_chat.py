@@ -263,3 +263,18 @@ def test_what_does_not_fit_the_family_is_refused_by_the_recipe():
     with pytest.raises(ValueError, match="the attached family takes no vision"):
         FoundationConfig(family="attached", mllm="m", vision="v")
     assert MVPConfig().content
+
+
+def test_zero_3_trains_an_attached_foundation_to_the_weights_of_zero_2(mllms, tiny_recipe, tmp_path):
+    foundation = FoundationConfig(family="attached", mllm=str(mllms["smolvlm"]))
+    found = []
+    for stage in (2, 3):
+        settings = tiny_recipe.deepspeed.model_copy(update={"stage": stage})
+        recipe = tiny_recipe.model_copy(
+            update={"foundation": foundation, "deepspeed": settings, "out": str(tmp_path / f"zero-{stage}")}
+        )
+        result = train_fold(recipe, 0, "zero")
+        assert result["perspectives"]["content"] > 0
+        found.append(load_model(f"{recipe.out}/fold-0").state_dict())
+    for name, weight in found[0].items():
+        torch.testing.assert_close(found[1][name], weight, atol=1e-5, rtol=0)
