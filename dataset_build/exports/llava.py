@@ -5,8 +5,8 @@
 
 An entry is what LLaVA's training reads (`id`, `image`, `conversations`), with `video` (the folder of the frames, in
 time order) and `audio` beside it. One path is a text, several are a list; the placeholders `<image>`, `<video>` and
-`<audio>` in the question stand for them in order. The last turn (`gpt`) is the answer. `emobench` holds every other
-field of the sample, and the sha256 of each media file.
+`<audio>` in the question stand for them in order. The last turn (`gpt`) is the answer in the form that the question
+asks for. `emobench` holds every other field of the sample, and the sha256 of each media file.
 """
 
 from __future__ import annotations
@@ -59,10 +59,13 @@ def _entry(sample: Sample, parts: list[Part]) -> dict[str, Any]:
     turns = [{"from": _role(sample, turn["role"]), "value": turn["content"]} for turn in sample["messages"]]
     told = {kind: found[0] if len(found) == 1 else found for kind, found in places.items() if found}
     rest = {name: value for name, value in sample.items() if name not in _TOLD}
+    said = schema.answer_text(sample)
+    if schema.answer_word(sample, said) != sample["answer"]:
+        raise BuildError(f"{sample['uid']}: the answer {said!r} does not say which option it is; build again")
     return {
         "id": sample["uid"],
         **told,
-        "conversations": [*turns, {"from": "gpt", "value": schema.answer_text(sample)}],
+        "conversations": [*turns, {"from": "gpt", "value": said}],
         "emobench": {**rest, "media": media_rows},
     }
 

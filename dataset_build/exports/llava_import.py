@@ -130,6 +130,8 @@ def _check(folder: str, path: str, marker: dict[str, Any]) -> None:
 
 
 def _sample(folder: str, entry: dict[str, Any]) -> Sample:
+    import pyarrow as pa
+
     rest = dict(entry["emobench"])
     *turns, answer = entry["conversations"]
     row = {
@@ -140,7 +142,9 @@ def _sample(folder: str, entry: dict[str, Any]) -> Sample:
         "media": [_medium(folder, entry["id"], medium) for medium in rest["media"]],
         "group_keys": [(key, value) for key, value in rest["group_keys"]],
     }
-    return {name: row[name] for name in schema.sample_schema().names}
+    # Through the schema, so that what comes out has its types whatever the JSON held.
+    checked = pa.Table.from_pylist([row], schema=schema.sample_schema()).to_pylist()[0]
+    return {name: checked[name] for name in schema.sample_schema().names}
 
 
 def _medium(folder: str, uid: str, medium: dict[str, Any]) -> dict[str, Any]:
@@ -151,17 +155,18 @@ def _medium(folder: str, uid: str, medium: dict[str, Any]) -> dict[str, Any]:
 
 def _part(folder: str, uid: str, path: str, sha256: str) -> bytes:
     full = storage.join(folder, path)
+    shown = f"{full[:300]} ({str(uid)[:100]})"  # both come from outside
     why = readers.outside(folder, path)
     if not why and not storage.is_remote(full) and not os.path.isfile(full):
         why = "not there"
     try:
         if why or storage.size(full) > _MAX_FILE_BYTES:
-            raise BuildError(f"{full} ({uid}): {why or 'too large for a part of a sample'}; export again")
+            raise BuildError(f"{shown}: {why or 'too large for a part of a sample'}; export again")
         data = storage.read_bytes(full)
     except FileNotFoundError as error:
-        raise BuildError(f"{full} ({uid}): not there; export again") from error
+        raise BuildError(f"{shown}: not there; export again") from error
     if provenance.sha256_of_bytes(data) != sha256:
-        raise BuildError(f"{full} ({uid}): changed since it was exported; export again")
+        raise BuildError(f"{shown}: changed since it was exported; export again")
     return data
 
 

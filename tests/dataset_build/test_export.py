@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -26,6 +28,7 @@ from dataset_build.exports.llava_import import import_build, import_llava
 from dataset_build.recipe import BuildRecipe
 from tests.fixtures import plain_build
 from tests.fixtures import sources as fixtures
+from tests.fixtures.mutations import mutate
 from tests.fixtures.s3_server import S3Server
 
 MEDIA = {"video_frames": 2, "frame_side_px": 32, "max_side_px": 64}
@@ -275,6 +278,21 @@ def test_json_that_is_no_export_is_an_error_that_names_it(copied, data):
     sealed(copied, "train.json", data)
     with pytest.raises(BuildError, match=r"train\.json"):
         list(import_llava(str(copied)))
+
+
+def test_a_damaged_entry_is_a_build_error_whatever_it_holds(copied):
+    """Each damage with a marker that vouches for it."""
+    whole = (copied / "test.json").read_bytes()
+    errors = 0
+    for number in range(150):
+        sealed(copied, "test.json", mutate(whole, ".json", random.Random(number))[1])
+        try:
+            for row in import_llava(str(copied)):
+                pa.Table.from_pylist([row], schema=schema.sample_schema())
+        except BuildError as error:
+            errors += 1
+            assert str(copied) in str(error) and len(str(error)) < 1000
+    assert 30 < errors < 150
 
 
 def test_an_export_may_be_laid_out_anew(built, copied):
