@@ -265,7 +265,7 @@ def report(found: Checked) -> str:
         absent = found.files_named - found.files_there
         parts.append(
             f"media: {found.files_named:,} files named, {found.files_there:,} there ({_size(found.n_bytes)}), "
-            f"{absent:,} not; {found.files_opened:,} opened ({opened})"
+            f"{absent:,} not" + (f"; {found.files_opened:,} opened ({opened})" if found.files_opened else "")
         )
     else:
         parts.append("media: none named; the rows hold what the build needs")
