@@ -34,7 +34,7 @@ _REMEDY = {
     "credentials": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (AWS_ENDPOINT_URL for a server of your own) where "
     "this command and where Ray's nodes are started",
     "refused": "check the key's rights and the path",
-    "later": "start the same command again when it does; what was finished is kept",
+    "later": "start the same command again when the store answers; what was finished is kept",
 }
 
 
