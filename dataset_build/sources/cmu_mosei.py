@@ -94,7 +94,11 @@ _SAME_TIME_S = 0.1
 
 
 class Options(base.EmotionOptions):
-    """See the module's text."""
+    """`layout`: which packing of the set lists the segments (`csd` of the SDK, its `transcripts`, or the pickle of `mmsa`).
+
+    `split: shares` draws shares by video where no list of the official split is at hand. `without_emotion`: segments in
+    which no emotion is above 0 are left out, or are neutral.
+    """
 
     layout: Literal["csd", "transcripts", "mmsa"] = "csd"
     split: Literal["official", "shares"] = "official"
