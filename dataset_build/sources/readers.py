@@ -131,9 +131,21 @@ def decode(data: bytes) -> str:
     try:
         decoded = data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-        decoded = "\n".join(map(_decode_line, lines))
+        decoded = "".join(_decode_blocks(data.removeprefix(b"\xef\xbb\xbf")))
     return mend_c1(decoded)
+
+
+def _decode_blocks(data: bytes) -> Iterator[str]:
+    """About a MiB of whole lines at a time: a list of all lines can take thirty times the file."""
+    start = 0
+    while start < len(data):
+        end = data.find(b"\n", start + (1 << 20)) + 1 or len(data)
+        block = data[start:end]
+        try:
+            yield block.decode("utf-8")
+        except UnicodeDecodeError:
+            yield "\n".join(map(_decode_line, block.split(b"\n")))
+        start = end
 
 
 def _decode_line(line: bytes) -> str:

@@ -53,7 +53,7 @@ def rows(
 ) -> Iterator[Row]:
     """The rows of a table's text; `full` names it in errors. The rest is as `readers.table` says."""
     if delimiter is None:
-        delimiter = "\t" if "\t" in content.split("\n", 1)[0] else ","
+        delimiter = "\t" if "\t" in content[: content.find("\n") + 1 or len(content)] else ","
     options: dict[str, Any] = {"delimiter": delimiter, "strict": False}
     if not quoting:
         options["quoting"] = csv.QUOTE_NONE

@@ -163,6 +163,12 @@ def test_only_the_line_that_is_no_utf_8_is_read_as_windows_1252():
     assert readers.decode(b"\xef\xbb\xbf" + data) == "café\nit’s naïve\n日本"
 
 
+def test_a_large_file_of_both_encodings_reads_line_by_line_too():
+    lines = ["café"] * 300_000
+    data = "\n".join(lines).encode() + b"\nna\xefve\n" + "\n".join(lines).encode()
+    assert readers.decode(data) == "\n".join([*lines, "naïve", *lines])
+
+
 def test_c1_controls_become_the_characters_that_windows_means():
     assert readers.decode("it\u0092s".encode()) == "it’s"
 
