@@ -79,7 +79,7 @@ def test_a_careless_adapter_is_found_out(monkeypatch: pytest.MonkeyPatch) -> Non
         made = bench("emoset", folder)
         made.look(lambda: list(read(made)), monkeypatch)
         monkeypatch.setattr(sources.adapter("emoset"), "read", careless)
-        found = "\n".join(defects(made, 400))
+        found = "\n".join(defects(made, 1500))
     assert "TypeError" in found and "IndexError" in found and "label is no text" in found
 
 
