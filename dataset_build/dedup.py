@@ -20,6 +20,8 @@ memes        the same template with other words is another item, and benign conf
              are the same too.
 clips        the middle frames of two neighbouring utterances show the same two people in the same room. So clips are
              near twins only if the same words, at least five of them, are said.
+takes        acted sets have few sentences, said again and again before one wall: two actors with the same sentence are
+             no twins, and neither are two feelings of one actor. Near says nothing, and neither do the words.
 
 Two pictures of different kinds are near twins only if both kinds' conditions hold.
 
@@ -58,6 +60,8 @@ if TYPE_CHECKING:
 
 _SPLIT_RANK = {"test": 0, "val": 2, "train": 3}
 _FOLD_RANK = 1
+# Kinds of pictures of which a near hash says nothing.
+_NEVER_NEAR = ("cards", "takes")
 # Fewer words than this, and two clips say the same by chance ("Oh my God!").
 MIN_CLIP_WORDS = 5
 
@@ -116,11 +120,11 @@ class Neighbours:
 
         self._index = index
         self._kind = [index.facts[name].pictures for name in index.source_names]  # by source code
-        clips, cards = (
-            np.array([kind == name for kind in self._kind], bool)[index.source[rows]]
-            for name in ("clips", "cards")
+        clips, never = (
+            np.array([kind in kinds for kind in self._kind], bool)[index.source[rows]]
+            for kinds in (("clips",), _NEVER_NEAR)
         )
-        rows = rows[index.hashed[rows] & ~cards & (~clips | (index.text_words[rows] >= MIN_CLIP_WORDS))]
+        rows = rows[index.hashed[rows] & ~never & (~clips | (index.text_words[rows] >= MIN_CLIP_WORDS))]
         self._kinds = tuple(sorted({self._kind[code] for code in np.unique(index.source[rows]).tolist()}))
         values, value_of, counts = np.unique(index.phash[rows], return_inverse=True, return_counts=True)
         one, other = near.pairs(values, near_bits)

@@ -90,7 +90,7 @@ def variants(sub_task: str, adapter: Any) -> tuple[str, ...]:
     of_task, asks = banks(sub_task), getattr(adapter, "ASKS", "expressed")
     if asks in of_task:
         return (asks,)
-    return ("", "spoken") if adapter.PICTURES == "clips" and "spoken" in of_task else ("",)
+    return ("", "spoken") if adapter.PICTURES in ("clips", "takes") and "spoken" in of_task else ("",)
 
 
 def template_name(sub_task: str, variant: str, number: int) -> str:

@@ -18,7 +18,8 @@ from dataset_build.schema import Record, Reject
 
 # How pictures of a source look, which decides what a perceptual hash can say about them (`dataset_build.dedup`).
 # memes: the same picture with other words is another item. clips: neighbouring utterances show the same scene.
-Pictures = Literal["photographs", "drawings", "cards", "memes", "clips"]
+# takes: clips of actors who say the same few sentences before the same wall.
+Pictures = Literal["photographs", "drawings", "cards", "memes", "clips", "takes"]
 
 # official: records carry their split (val is carved from train where the source has none);
 # folds: k-fold by group; shares: test and val shares by group.

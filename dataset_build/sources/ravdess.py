@@ -34,7 +34,7 @@ DOWNLOAD = (
 )
 EXPECTED = {"all": 7356}
 SUB_TASKS = ("emo_c", "emo_o")
-PICTURES: base.Pictures = "clips"
+PICTURES: base.Pictures = "takes"
 SPLIT: base.SplitMode = "folds"
 SPLIT_MODES: dict[str, base.SplitMode] = {"folds": "folds", "shares": "shares"}
 GROUP_KEY = "actor"

@@ -123,7 +123,7 @@ def test_the_bank_fits_what_is_asked_about(changes, kinds, asks, template):
 
 
 @pytest.mark.parametrize("asks", ["expressed", "evoked", "posted"])
-@pytest.mark.parametrize("pictures", ["photographs", "clips"])
+@pytest.mark.parametrize("pictures", ["photographs", "clips", "takes"])
 @given(
     has_text=st.booleans(), speaker=st.sampled_from(["", "Joey"]), kind=st.sampled_from(["image", "video"])
 )

@@ -20,7 +20,7 @@ from dataset_build.splits import Place, Places
 unhurried = settings(deadline=None, max_examples=60)
 PLACES = [Place("test"), Place("val"), Place("train"), Place("test", 0), Place("train", 1), Place("train", 2)]
 TEST, VAL, TRAIN = PLACES[:3]
-KINDS = ("photographs", "drawings", "cards", "memes", "clips")
+KINDS = ("photographs", "drawings", "cards", "memes", "clips", "takes")
 # One source per kind of picture, all split by folds of one key, so that every kind meets every other.
 FACTS = {kind: SourceFacts("folds", "k", kind) for kind in KINDS}
 RANK = {"test": 0, "val": 2, "train": 3}
@@ -61,7 +61,7 @@ def ties(rows: list[Row], near_bits: int = 4) -> list[dedup.Tie]:
 def are_near_twins(one: Row, other: Row, near_bits: int = 4) -> bool:
     """The rule as the module's text says it, one pair at a time."""
     kinds = {one.source, other.source}
-    if (int(one.phash, 16) ^ int(other.phash, 16)).bit_count() > near_bits or "cards" in kinds:
+    if (int(one.phash, 16) ^ int(other.phash, 16)).bit_count() > near_bits or kinds & {"cards", "takes"}:
         return False
     if "drawings" in kinds and (one.sub_task, one.label) != (other.sub_task, other.label):
         return False
@@ -275,6 +275,18 @@ def test_clips_with_a_near_middle_frame_are_twins_only_by_the_same_words():
     ]
     same = row("c", pictures="clips", media="x"), row("d", pictures="clips", media="x")
     assert gone((same[0], TRAIN), (same[1], TEST)) == [("c", "d", "same_bytes_across_splits")]
+
+
+def test_takes_of_one_sentence_are_twins_only_by_their_bytes():
+    said = "I would like a new alarm clock"
+    one, other = (row(uid, pictures="takes", text=said, group=uid) for uid in ("actor-1", "actor-2"))
+    assert gone((one, TRAIN), (other, TEST)) == []
+    assert ties([one, other]) == []  # else all actors would end in one fold
+    clip = row("sitcom", pictures="clips", text=said)
+    assert gone((one, TRAIN), (clip, TEST)) == []
+    copy = [row(uid, pictures="takes", text=said, media="x", group=uid) for uid in ("actor-1", "actor-2")]
+    assert gone((copy[0], TRAIN), (copy[1], TEST)) == [("actor-1", "actor-2", "same_bytes_across_splits")]
+    assert [tie.rule for tie in ties(copy)] == ["same_bytes"]
 
 
 def test_the_same_words_in_two_named_sources_leave_on_the_training_side():
