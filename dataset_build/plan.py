@@ -33,6 +33,10 @@ _NOT_CONVERSION = tuple(
 )  # fmt: skip
 
 
+# A uid stands in every table, log and message; no source has ids this long unless a row is torn.
+MAX_UID_CHARS = 300
+
+
 class Shard(NamedTuple):
     """One unit of conversion. The files live in the work folder under `key`."""
 
@@ -153,7 +157,7 @@ def prune(work: str, shards: list[Shard]) -> int:
 def _items(recipe: BuildRecipe, spec: SourceSpec, plan: Plan) -> Iterator[Record | Reject]:
     for item in sources.adapter(spec.name).read(recipe.source_root(spec), recipe.source_options(spec)):
         plan.records[spec.name] += 1
-        yield _storable(item)
+        yield _with_short_uid(_storable(item))
 
 
 def _storable(item: Record | Reject) -> Record | Reject:
@@ -179,6 +183,18 @@ def _storable(item: Record | Reject) -> Record | Reject:
         "bad_row",
         detail,
     )
+
+
+def _with_short_uid(item: Record | Reject) -> Record | Reject:
+    """The item; a reject under a uid cut to `MAX_UID_CHARS`, its digest at the end, where a source's id is longer."""
+    if len(item.uid) <= MAX_UID_CHARS:
+        return item
+    digest = hashlib.sha256(item.uid.encode()).hexdigest()[:16]
+    uid = f"{item.uid[: MAX_UID_CHARS - len(digest) - 1]}~{digest}"
+    if isinstance(item, Reject):
+        return dataclasses.replace(item, uid=uid)
+    detail = f"an id of {len(item.uid)} characters, the limit is {MAX_UID_CHARS}; is the row torn?"
+    return quality.reject(dataclasses.replace(item, uid=uid), "bad_row", detail)
 
 
 def _is_unicode(value: object) -> bool:

@@ -68,6 +68,27 @@ def test_half_a_character_costs_its_row_and_no_other(odd, tmp_path, change):
     assert made.records["odd"] == 2
 
 
+def test_an_id_without_end_costs_its_row_and_is_cut(odd, tmp_path):
+    long = "odd/all/" + "x" * 1_000_000
+    fits = dataclasses.replace(GOOD, uid="odd/all/" + "y" * (plan.MAX_UID_CHARS - 8))
+    odd.items = [
+        GOOD,
+        fits,
+        dataclasses.replace(GOOD, uid=long + "a"),
+        dataclasses.replace(GOOD, uid=long + "b"),
+        Reject(long + "c", "odd", None, "humor", "source_rule", "left out"),
+        dataclasses.replace(GOOD, uid=long + "a"),
+    ]
+    made = plan.make(recipe(tmp_path), None)
+    assert made.records["odd"] == 6 and sum(shard.rows for shard in made.shards) == 2
+    reasons = ["bad_row", "bad_row", "source_rule", "duplicate_id"]
+    assert [reject.reason for reject in made.rejects] == reasons  # two long ids are two, one twice is one
+    assert all(reject.uid.startswith("odd/all/xxx") for reject in made.rejects)
+    assert all(
+        len(reject.uid) <= plan.MAX_UID_CHARS + 10 and len(reject.detail) < 1000 for reject in made.rejects
+    )
+
+
 def test_an_adapters_own_reject_may_hold_half_a_character_too(odd, tmp_path):
     odd.items = [Reject(f"odd/all/{HALF}", "odd", None, "humor", "unknown_label", f"label {HALF}"), GOOD]
     (found,) = plan.make(recipe(tmp_path), None).rejects
