@@ -152,6 +152,11 @@ def _check_key(key: Any, depth: int = 0) -> None:
         for part in key:
             _check_key(part, depth + 1)
         return
+    import numpy as np
+
+    # Of at most 64 bits, and with the hash of Python's own number: the same bound holds.
+    if isinstance(key, np.integer) and key.dtype.kind in "iu" and abs(int(key)) < 1 << 60:
+        return
     raise pickle.UnpicklingError(f"a {type(key).__name__} as a key; data use texts and numbers")
 
 

@@ -104,6 +104,14 @@ def test_numpy_scalars_and_ordered_dicts_come_back_as_plain_ones(tmp_path):
         assert list(found.items()) == [("b", 1.5), ("a", 2), ("c", "x")] and type(found) is dict
 
 
+def test_numpy_integers_may_be_keys_and_are_found_by_plain_ones(tmp_path):
+    value = {np.int64(7): "a", np.uint8(8): "b", ("c", np.int32(9)): {np.int64(7), 8}}
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        assert load(tmp_path, pickle.dumps(value, protocol)) == {7: "a", 8: "b", ("c", 9): {7, 8}}
+    refused(tmp_path, pickle.dumps({np.uint64(2**61): 1}), "as a key")
+    refused(tmp_path, pickle.dumps({np.float64(0.5): 1}), "as a key")
+
+
 def test_a_python_2_pickle_comes_back_with_its_texts_as_latin_1(tmp_path):
     text = b"(dp0\nS'caf\\xe9'\np1\n(lp2\nI1\naL2L\naF0.5\naI01\nas."  # {'caf\xe9': [1, 2L, 0.5, True]} of Python 2
     assert load(tmp_path, text) == {"café": [1, 2, 0.5, True]}
