@@ -122,10 +122,21 @@ def ask(record: Record, kinds: Sequence[str], how: Wording | None = None) -> Ask
         lettered = " ".join(f"({option_letter(place)}) {option}" for place, option in enumerate(options))
         lines.append(f"Options: {lettered}")
     lines += _words(record, kinds, how.context_chars)
-    if any(ref.crop and ref.path == record.media[0].path for ref in record.media[1:] if ref.kind == "image"):
-        lines.append("The last picture is the part of the first that is asked about.")
+    lines += _which_part(record)
     lines.append("".join(PLACEHOLDERS[kind] for kind in kinds))
     return Asked("\n".join(lines), options, template_id)
+
+
+def _which_part(record: Record) -> list[str]:
+    """What to say of a picture that comes with a part of it; a source that gives the part first is hashed by it."""
+    pictures = [ref for ref in record.media if ref.kind == "image"]
+    first, others = pictures[:1], pictures[1:]
+    for ref in first:
+        if not ref.crop and any(other.crop and other.path == ref.path for other in others):
+            return ["The last picture is the part of the first that is asked about."]
+        if ref.crop and any(not other.crop and other.path == ref.path for other in others):
+            return ["The first picture is the part of the last that is asked about."]
+    return []
 
 
 def names_answer(sentence: str, options: Sequence[str], answers: Sequence[str]) -> bool:

@@ -172,7 +172,16 @@ def test_a_part_beside_its_picture_is_what_is_asked_about():
     assert (
         line in instructions.ask(record(media=(MediaRef("image", "a.png"), part)), ["image", "image"]).content
     )
-    for other in ((part,), (MediaRef("image", "b.png"), part), (MediaRef("image", "a.png"),) * 2):
+    line = "\nThe first picture is the part of the last that is asked about.\n<image><image>"
+    assert (
+        line in instructions.ask(record(media=(part, MediaRef("image", "a.png"))), ["image", "image"]).content
+    )
+    for other in (
+        (part,),
+        (MediaRef("image", "b.png"), part),
+        (MediaRef("image", "a.png"),) * 2,
+        (part,) * 2,
+    ):
         assert "asked about" not in instructions.ask(record(media=other), ["image"] * len(other)).content
 
 
