@@ -42,7 +42,7 @@ LIMITS = (
     "People differ about art: the label is what most of about five annotators felt, and ties are left out, so the "
     "paintings kept are the clearer ones. The annotators' explanations give the label away and are not shown."
 )
-SIZE = "454,684 annotations of 80,031 paintings"
+SIZE = "454,684 annotations of paintings, several for each"
 DOWNLOAD = (
     "artemis_dataset_release_v0.csv from artemisdataset.org after the request form, and the WikiArt pictures; root: "
     "the folder with the CSV file and wikiart/<art_style>/"
