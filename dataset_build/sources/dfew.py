@@ -1,7 +1,8 @@
 """DFEW: which emotion does the person in this film clip show?
 
 Layout: `EmoLabel_DataSplit/{train,test}(single-labeled)/set_{1..5}.csv` (the archives write an underscore, loaders a
-hyphen) with columns `video_name,label`; clips in `Clip/original/NNNNN.mp4`, face-aligned frames in
+hyphen) with columns `video_name,label`; clips in `Clip/original/`, as `NNNNN.mp4` at any depth, since they come in four
+archives that some tools unpack into folders of their own; face-aligned frames in
 `Clip/clip_224x224_16f/NNNNN/` (16 a clip) and `Clip/clip_224x224/NNNNN/`. The authors' repository
 (github.com/jiangxingxun/DFEW) has `single_label/label/single_{train,test}set_K.csv` and frames in
 `single_label/data/NNNNN/` instead.
@@ -51,6 +52,7 @@ DEMONSTRATION = False
 _NATIVE = {1: "Happy", 2: "Sad", 3: "Neutral", 4: "Angry", 5: "Surprise", 6: "Disgust", 7: "Fear"}
 _FOLDS = (1, 2, 3, 4, 5)
 _COLUMNS = ("video_name", "label")
+_FILMS = "Clip/original"
 _FRAMES = (
     "Clip/clip_224x224_16f",
     "clip_224x224_16f",
@@ -92,7 +94,7 @@ def read(root: str, options: Options) -> Iterator[Record | Reject]:
         for row in lists["test", fold]:
             if not row.problem:
                 tested.setdefault(row.clip, fold)
-    frames = _frames(root) if options.clips == "frames" else {}
+    files = _frames(root) if options.clips == "frames" else _films(root)
     for (part, fold), rows in lists.items():
         for row in rows:
             if row.problem:
@@ -100,7 +102,7 @@ def read(root: str, options: Options) -> Iterator[Record | Reject]:
                 detail = f"{row.path} row {row.line}: {row.problem}; fetch the list again"
                 yield from emotion_rows.refused(uid, None, options, "bad_row", detail)
             elif part == "test":
-                yield from _items(row, fold, trained, frames, options)
+                yield from _items(row, fold, trained, files, options)
     yield from _only_trained(trained, tested, options)
     for fold, listed in zip(_FOLDS, trained):
         missing = [clip for clip, where in tested.items() if where != fold and clip not in listed]
@@ -134,7 +136,7 @@ def _items(
     row: _Row,
     fold: int,
     trained: Sequence[Mapping[str, _Row]],
-    frames: Mapping[str, Sequence[str]],
+    files: Mapping[str, Sequence[str]],
     options: Options,
 ) -> Iterator[Record | Reject]:
     uid = f"{NAME}/all/{row.clip}"
@@ -153,7 +155,7 @@ def _items(
         source=NAME,
         sub_task="emo_c",
         split=None,
-        media=_media(row.clip, frames, options),
+        media=_media(row.clip, files, options),
         label=str(labels.emotion(native)),
         native_label=native,
         licence_tag="dfew-request",
@@ -190,6 +192,17 @@ def _only_trained(
                 yield from emotion_rows.refused(f"{NAME}/all/{clip}", None, options, "bad_row", detail)
 
 
+def _films(root: str) -> dict[str, list[str]]:
+    """Clip → its file, the first where several folders hold one."""
+    folder = _FILMS if readers.exists(root, _FILMS) else None
+    found: dict[str, list[str]] = {}
+    for path in readers.listing(root, folder) if folder else ():
+        stem, dot, suffix = path.rpartition("/")[2].rpartition(".")
+        if dot and suffix.lower() == "mp4":
+            found.setdefault(stem, [path])
+    return found
+
+
 def _frames(root: str) -> dict[str, list[str]]:
     """Clip → its frames in order."""
     folder = readers.find(root, *_FRAMES, what="folder of frames")
@@ -200,10 +213,10 @@ def _frames(root: str) -> dict[str, list[str]]:
     return found
 
 
-def _media(clip: str, frames: Mapping[str, Sequence[str]], options: Options) -> tuple[MediaRef, ...]:
+def _media(clip: str, files: Mapping[str, Sequence[str]], options: Options) -> tuple[MediaRef, ...]:
+    of_clip = files.get(clip)
     if options.clips == "original":
-        return (MediaRef("video", f"Clip/original/{clip}.mp4"),)
-    of_clip = frames.get(clip)
+        return (MediaRef("video", of_clip[0] if of_clip else f"{_FILMS}/{clip}.mp4"),)
     if not of_clip:  # the build will say that it is missing
         return (MediaRef("image", f"{_FRAMES[0]}/{clip}/{clip}_00001.jpg"),)
     middles = [(2 * part + 1) * len(of_clip) // (2 * options.n_frames) for part in range(options.n_frames)]

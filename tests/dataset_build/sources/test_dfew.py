@@ -44,6 +44,19 @@ def test_a_clip_has_its_zeros_back_and_the_fold_that_tests_it(root):
     )
 
 
+def test_clips_are_found_in_the_folders_of_their_archives(tmp_path):
+    fixture.write_lists(tmp_path, OFFICIAL, fixture.lists())
+    for path in ("data_part_1-2-3/00042.mp4", "00142.mp4"):
+        media.write(tmp_path / "Clip/original" / path, b"a clip; adapters open no media")
+    found = read(tmp_path)
+    paths = {clip: found[f"dfew/all/{clip}"].media[0].path for clip in ("00042", "00142", "00242")}
+    assert paths == {
+        "00042": "Clip/original/data_part_1-2-3/00042.mp4",
+        "00142": "Clip/original/00142.mp4",
+        "00242": "Clip/original/00242.mp4",  # not there: the build says so
+    }
+
+
 def test_every_clip_is_tested_in_the_fold_whose_list_names_it(tmp_path):
     fixture.write_lists(tmp_path, OFFICIAL, fixture.lists())
     found = read(tmp_path)
