@@ -14,8 +14,9 @@ then Affection is the label whenever it is there, and Yearning only when nothing
 The person comes first because the whole picture, being the same for all its people, does not say who is meant. With
 `scene` the people of a picture are one question with several answers, and the build keeps one of them.
 
-Known dirt: boxes that leave the picture (clamped), one corrupt and some absent pictures, valence, arousal and dominance
-that are not numbers (these three are not read, nor are gender and age).
+Known dirt: people for whom nobody chose a category (they leave by rule), boxes that leave the picture (clamped), one
+corrupt and some absent pictures, valence, arousal and dominance that are not numbers (these three are not read, nor are
+gender and age).
 """
 
 from __future__ import annotations
@@ -120,10 +121,14 @@ def _person(
     problem = ""
     if not _is_rectangle(box):
         problem = f"body_bbox is {box!r:.80}, expected x1 y1 x2 y2 of a rectangle"
-    elif not chosen:
-        problem = "no category; expected at least one in annotations_categories"
+    elif not chosen and not isinstance(fields.get("annotations_categories"), list):
+        problem = "annotations_categories is missing or no struct array"
     if problem:
         yield from emotion_rows.refused(uid, split, options, "bad_row", f"{where}: {problem}")
+        return
+    if not chosen:
+        detail = f"{where}: no annotator chose a category; users of the set leave such people out"
+        yield from emotion_rows.refused(uid, split, options, "source_rule", detail)
         return
     unknown = [category for category in chosen if category not in CATEGORIES]
     if unknown:

@@ -434,6 +434,23 @@ def test_emotic_options_are_the_26_categories_as_canonical_emotions(tmp_path):
         emotic.Options.model_validate({"view": "face"})
 
 
+def test_emotic_people_without_a_category_leave_by_rule_and_outside_the_budget(tmp_path):
+    box = [0.0, 0.0, 9.0, 9.0]
+    people = [
+        emotic_fixture.person(box),
+        emotic_fixture.person(box, []),
+        emotic_fixture.person(box, ["Fear"]),
+    ]
+    people[2]["annotations_categories"] = "Fear"  # not as the set writes it
+    root = _emotic(tmp_path, val=[emotic_fixture.picture("mscoco/images", "a.jpg", *people)])
+    found = [(uid, reason) for uid, reason, _ in rejects(emotic, root)]
+    assert found == [
+        ("emotic/val/mscoco/images/a.jpg#1", "source_rule"),
+        ("emotic/val/mscoco/images/a.jpg#2", "source_rule"),
+        ("emotic/val/mscoco/images/a.jpg#3", "bad_row"),
+    ]
+
+
 def test_emotic_a_box_that_is_not_a_rectangle_is_a_bad_row(tmp_path):
     boxes = (
         [9.0, 0.0, 9.0, 9.0],
