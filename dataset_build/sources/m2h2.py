@@ -10,7 +10,8 @@ The context is what was said before in the same scene, at most `context_turns` t
 
 No split is published, so episodes are kept whole: drawn by share (default) or into folds.
 
-Known dirt: End_time holds a duration, not a time (no clip is cut by it here); numbers have gaps; some clips are missing.
+Known dirt: End_time holds a duration, not a time (no clip is cut by it here); numbers have gaps; some clips are missing;
+some rows have no label (`nan`, as pandas writes it, or nothing): they leave by rule and stay in the context of others.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ _COLUMNS = ("Scenes", "Sl. No.", "Utterance", "Label", "Speaker")
 _EPISODE_FILE = re.compile(r"(?:ICMI-2021-dataset - )?Ep-(\d+)\.tsv")
 _SHOW = "shrimaan shrimati phir se"
 _LABELS = {"humor": "Yes", "non-humor": "No"}
+_UNLABELLED = ("", "nan")
 _ABOVE = ("", "Main-Dataset/", "Main Dataset/")
 
 
@@ -109,6 +111,9 @@ def _item(
     folder = scene if scene.lower().startswith("scene") else f"Scene_{scene}"
     native = row.cells["Label"].strip()
     label = _LABELS.get(native.lower())
+    if native.lower() in _UNLABELLED:
+        detail = f"{where}: without a label (Label is {native!r})"
+        return Reject(uid, NAME, None, "humor", "source_rule", detail)
     if label is None:
         detail = f"{where}: Label is {native!r:.60}; expected one of {', '.join(_LABELS)}"
         return Reject(uid, NAME, None, "humor", "unknown_label", detail)

@@ -90,7 +90,10 @@ def test_quotes_are_part_of_the_text(tmp_path):
 
 def test_rejects_say_what_is_missing(root):
     found = {item.uid: item for item in m2h2.read(str(root), m2h2.Options()) if isinstance(item, Reject)}
-    assert found["m2h2/all/22/Scene_3/7"].reason == "unknown_label"
+    assert found["m2h2/all/22/Scene_3/7c"].reason == "unknown_label"
+    # Nothing, or pandas' nan: nobody labelled them, which is no fault of the copy.
+    unlabelled = [found[f"m2h2/all/22/Scene_3/{number}"].reason for number in ("7", "7b")]
+    assert unlabelled == ["source_rule"] * 2
     assert "none may be empty" in found["m2h2/all/22/Scene_3/8"].detail
     assert "3 cells" in found["m2h2/all/22/Scene_3/9"].detail
 
