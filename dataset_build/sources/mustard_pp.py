@@ -97,8 +97,8 @@ def read(root: str, options: Options) -> Iterator[Record | Reject]:
         )
         for scene, show in shows.items()
     )
-    clips = readers.folder(root, "final_utterance_videos", "videos/final_utterance_videos")
-    context_clips = readers.folder(root, "final_context_videos", "videos/final_context_videos")
+    clips = _clip_folder(root, "final_utterance_videos")
+    context_clips = _clip_folder(root, "final_context_videos")
     told: set[str] = set()
     for row in rows:
         where, scene = f"{path}, row {row.line}", row.cells.get("SCENE", "")
@@ -115,6 +115,13 @@ def read(root: str, options: Options) -> Iterator[Record | Reject]:
             told.add(scene)
             detail = f"{where}: scene {scene!r} has lines of context but no row {scene}_u with the utterance"
             yield from _rejects(f"{NAME}/all/{scene}", options, "bad_row", detail)
+
+
+def _clip_folder(root: str, name: str) -> str:
+    """The archive of the clips holds a folder all_videos/."""
+    return readers.folder(
+        root, *(f"{above}{name}" for above in ("", "all_videos/", "videos/", "data/videos/"))
+    )
 
 
 def _context_number(row: readers.Row) -> int | None:

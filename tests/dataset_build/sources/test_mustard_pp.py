@@ -64,6 +64,18 @@ def test_an_utterance_is_asked_for_sarcasm_and_for_emotion(root):
         assert record.context[0] == Turn("", "Cupboard 0 holds the last of the\ngood biscuits of the month.")
 
 
+@pytest.mark.parametrize("above", ["", "all_videos/", "videos/"])
+def test_clips_are_found_where_their_archive_unpacks_them(tmp_path, above):
+    root = table(tmp_path, utterance())
+    (tmp_path / above / "final_utterance_videos").mkdir(parents=True)
+    (tmp_path / above / "final_context_videos").mkdir()
+    record = records(root, context_video=True)["mustard_pp/all/1_1:sarcasm"]
+    assert [ref.path for ref in record.media] == [
+        f"{above}final_utterance_videos/1_1_u.mp4",
+        f"{above}final_context_videos/1_1_c.mp4",
+    ]
+
+
 def test_the_explicit_emotion_is_another_question_without_ridicule(root):
     record = records(root, emotion_label="explicit")["mustard_pp/all/1_90001:emo_c"]
     assert (record.label, record.native_label, record.label_rule) == ("joy", "Happiness", "Explicit_Emotion")
