@@ -1,8 +1,8 @@
 """ExpW (Expression in the Wild): which of seven emotions does a face in the picture show? (web pictures)
 
 Layout: `ExpW/label/label.lst`, one face a line, `name face-id top left right bottom confidence label` with spaces
-between (right before bottom), and `ExpW/image/origin/<name>`. A picture may hold several faces; its faces stay in one
-split, which is drawn, since the source has none.
+between (right before bottom), and `ExpW/image/origin/<name>`; in some unpackings both lie in `data/`. A picture may
+hold several faces; its faces stay in one split, which is drawn, since the source has none.
 
 Known dirt: lines that repeat an earlier one word for word. They are left out as source_rule (users of the list drop
 them; they hold nothing new), while another line about the same face of a picture is a duplicate_id.
@@ -49,7 +49,8 @@ class Options(base.EmotionOptions):
 
 
 def read(root: str, options: Options) -> Iterator[Record | Reject]:
-    path = readers.find(root, "label/label.lst", "ExpW/label/label.lst", "label.lst")
+    tops = ("", "ExpW/", "data/", "ExpW/data/")
+    path = readers.find(root, *(f"{top}label/label.lst" for top in tops), "label.lst")
     top = path.removesuffix("label.lst").removesuffix("label/")
     folder = posixpath.join(top, "image/origin")
     seen: dict[str, int] = {}  # a line -> its number

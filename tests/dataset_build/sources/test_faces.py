@@ -148,6 +148,13 @@ def test_expw_boxes_are_written_top_left_right_bottom(tmp_path):
     assert record.media[0].crop is None
 
 
+@pytest.mark.parametrize("top", ["", "ExpW/", "data/", "ExpW/data/"])
+def test_expw_is_found_where_its_archive_unpacks_it(tmp_path, top):
+    base.write(tmp_path / top / "label/label.lst", "happy_user_99.jpg 0 42 110 210 142 63.4 3")
+    (record,) = records(expw, tmp_path).values()
+    assert record.media[0].path == f"{top}image/origin/happy_user_99.jpg"
+
+
 def test_expw_faces_of_a_picture_share_its_group_and_its_name_may_hold_spaces(tmp_path):
     root = _expw(tmp_path, "two men.jpg 0 0 0 9 9 50 6", "two men.jpg 1 0 9 18 9 50 0")
     found = records(expw, root).values()
