@@ -41,8 +41,11 @@ Options = mer_rows.Options
 
 def _part(name: str, split: str) -> mer_rows.Part:
     table = f"{name}-label.csv"
-    tables = [f"{folder}{table}" for folder in ("", f"mer2023{name}/", "test-labels/", "test_labels/")]
-    return mer_rows.Part(name, split, tables, [name, f"mer2023{name}/{name}", f"{name}/{name}"])
+    of_tests = ("test-labels/", "test_labels/", "mer2023-test-labels/")
+    tables = [f"{folder}{table}" for folder in ("", f"mer2023{name}/", *of_tests)]
+    # The clips of test1 and test2 come in one archive.
+    folders = (name, f"mer2023{name}/{name}", f"mer2023test1&2/{name}", f"{name}/{name}")
+    return mer_rows.Part(name, split, tables, folders)
 
 
 _PARTS = (_part("train", "train"), _part("test1", "test"), _part("test2", "test"), _part("test3", "test"))

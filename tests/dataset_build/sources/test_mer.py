@@ -93,6 +93,24 @@ def test_test_tables_may_lie_in_a_folder_of_their_own_and_one_must_not_lack(tmp_
     assert len(read(mer2023, tmp_path)) == 4  # the same name in four parts is four clips
 
 
+def test_the_archives_may_lie_side_by_side_as_they_unpack(tmp_path):
+    table = "name,discrete\nsample_00099001,sad\n"
+    folders = {
+        "train": "mer2023train",
+        "test1": "mer2023test1&2",
+        "test2": "mer2023test1&2",
+        "test3": "mer2023test3",
+    }
+    for part, folder in folders.items():
+        tables = "mer2023train" if part == "train" else "mer2023-test-labels"
+        media.write(tmp_path / tables / f"{part}-label.csv", table)
+        media.write(tmp_path / folder / part / "sample_00099001.avi", b"a clip; adapters open no media")
+    found = read(mer2023, tmp_path).values()
+    assert [item.media[0].path for item in found] == [
+        f"{folder}/{part}/sample_00099001.avi" for part, folder in folders.items()
+    ]
+
+
 def test_test_clips_are_found_among_the_unlabelled_ones(root_2024):
     found = read(mer2024, root_2024)
     record = found["mer2024/test/test2/sample_00098019"]
