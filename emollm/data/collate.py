@@ -131,7 +131,9 @@ def decode_visuals(sample: dict[str, Any], processor: AttachedProcessor) -> list
             continue
         is_video = medium["kind"] == "video"
         try:
-            visuals.append(processor.visual(medium["data"] if is_video else medium["data"][:1], is_video))
+            data = medium["data"] if is_video else medium["data"][:1]
+            stated = (medium.get("width") or 0, medium.get("height") or 0)
+            visuals.append(processor.visual(data, is_video, stated))
         except (OSError, ValueError) as error:
             raise SampleError(f"{sample['uid']}: media[{position}] cannot be decoded: {error}") from error
     return visuals

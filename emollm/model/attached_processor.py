@@ -64,9 +64,21 @@ class AttachedProcessor:
         """(3, T) where the foundation counts time, rows and columns; None where it counts tokens."""
         return self.family.positions(input_ids, media) if self.family.needs_positions else None
 
-    def visual(self, data: Sequence[bytes], is_video: bool) -> Visual:
-        """Encoded pictures of one medium as the vision tower takes them."""
+    def visual(self, data: Sequence[bytes], is_video: bool, stated: tuple[int, int] | None = None) -> Visual:
+        """Encoded pictures of one medium as the vision tower takes them.
+
+        `stated` is the width and height that the text was made for. Raises ValueError where a picture's own would give
+        another number of tokens.
+        """
         pictures: list[Image.Image] = [open_picture(one) for one in data]
+        frames = len(pictures) if is_video else 0
+        for picture in pictures:
+            if stated and self.family.text(Size(frames, *stated)) != self.family.text(
+                Size(frames, *picture.size)
+            ):
+                raise ValueError(
+                    f"the picture has {picture.width}x{picture.height} pixels, but the row says {stated[0]}x{stated[1]}"
+                )
         return self.family.visual(pictures, is_video)
 
     def decode(self, ids: Any, **kwargs: Any) -> str:
@@ -95,7 +107,11 @@ class AttachedProcessor:
         return parts
 
     def _expanded(self, prompt: str, media: Sequence[Size]) -> str:
-        """The prompt with each visual token of the template repeated as often as its medium has tokens."""
+        """The prompt with each visual token of the template repeated as often as its medium has tokens.
+
+        In the order of the media, even where a template moves the pictures of a turn before its clips: what stands in
+        the prompt is then what `visual` gives, in its order.
+        """
         marks = [mark for mark in (self.family.image_token, self.family.video_token) if mark]
         pieces = re.split("(" + "|".join(map(re.escape, marks)) + ")", prompt)
         texts: list[str] = []

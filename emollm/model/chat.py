@@ -2,11 +2,14 @@
 
 The text of the chat up to the assistant's turn must be the beginning of the text with the answer in it, and its tokens
 the beginning of the tokens; what comes behind, up to the end of the turn, is the answer. So the span is known from the
-template itself, and a template or tokenizer for which it is not is refused.
+template itself, and a template or tokenizer for which it is not is refused. White space alone may differ before the
+answer (LLaVA-OneVision's template has a space more there): the answer then stands directly behind the prompt, where the
+model will be asked to begin.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -76,19 +79,21 @@ class Chat:
         prompt = self.prompt(_QUESTION)
         spoken = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
         full: str = self.tokenizer.apply_chat_template([*_QUESTION, spoken], tokenize=False)
-        if not full.startswith(prompt):
-            place = next(i for i, (a, b) in enumerate(zip(prompt + "\0", full + "\0")) if a != b)
-            raise ChatTemplateError(
-                f"the chat template of {name} does not begin an answered chat as it ends a prompt: "
-                f"{prompt[place : place + 30]!r} against {full[place : place + 30]!r}"
-            )
-        rest = full[len(prompt) :]
-        place = rest.find(answer)
+        same = len(os.path.commonprefix([prompt, full]))
+        place = full.find(answer, same)
         if place < 0:
             raise ChatTemplateError(
-                f"the chat template of {name} changes the answer {answer!r} to {rest[:60]!r}"
+                f"the chat template of {name} changes the answer {answer!r} to {full[same:][:60]!r}"
             )
-        return rest[: place + len(answer)], rest[place + len(answer) :]
+        before, after = full[:place], full[place + len(answer) :]
+        if same == len(prompt):
+            return before[same:] + answer, after
+        if prompt[-1:].isspace() and before.split() == prompt.split():
+            return answer, after
+        raise ChatTemplateError(
+            f"the chat template of {name} does not begin an answered chat as it ends a prompt: "
+            f"{prompt[same : same + 30]!r} against {full[same : same + 30]!r}"
+        )
 
     def _end_of_turn(self) -> int:
         """The special token that the template writes behind an answer; the tokenizer's end token where it writes none."""

@@ -6,6 +6,9 @@ template, masking, packing, training, scoring) is the same for all.
 
 Pictures go through the Pillow processors of transformers, so torchvision is not needed. Where a family has a choice,
 the plain one is taken: one view a picture (no tiling; EmoBench's pictures are small), and clips as frames.
+
+`tokens` runs the vision tower exactly once, whatever the pictures and clips: under ZeRO 3 every run of it gathers weights
+from all ranks, so all ranks must run it equally often (see `AttachedEmoLLM`).
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 
@@ -53,6 +56,11 @@ class Family(Protocol):
     def tokens(self, foundation: Any, visuals: Sequence[Visual]) -> list[Tensor]: ...
 
     def positions(self, input_ids: Sequence[int], sizes: Sequence[Size]) -> list[list[int]]: ...
+
+
+def blank(family: Family) -> Visual:
+    """A small black picture, for a rank that must run the tower and has no picture."""
+    return family.visual([Image.new("RGB", (8, 8))], False)
 
 
 class _OneGrid:
@@ -97,26 +105,33 @@ def _counts(visuals: Sequence[Visual], features: Sequence[Tensor]) -> list[int]:
 
 
 class Llava(_OneGrid):
-    """LLaVA-1.5: a 336 px picture is 576 tokens; a clip is its frames as pictures."""
+    """LLaVA-1.5: a picture, padded to a square as in its training, is 576 tokens at 336 px; a clip is its frames.
+
+    (The published processor crops to the middle square instead, which would cut the words off wide pictures.)
+    """
 
     def __init__(self, config: Any, max_side_px: int | None) -> None:
-        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+        from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
         side = config.vision_config.image_size
-        processor = CLIPImageProcessorPil(
-            size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+        processor = LlavaImageProcessorPil(
+            size={"shortest_edge": side}, crop_size={"height": side, "width": side}, do_pad=True
         )
         super().__init__(processor, (side // config.vision_config.patch_size) ** 2)
 
 
 class SmolVLM(_OneGrid):
-    """SmolVLM: a 512 px picture is 64 tokens (pixel shuffle) between two tokens of its own; a clip is its frames."""
+    """SmolVLM: a picture (SmolVLM2-2.2B: 384 px) is 81 tokens (pixel shuffle by 3; the smaller ones: 512 px, 64 tokens,
+    by 4) between tokens of its own; a clip is its frames as pictures."""
 
     def __init__(self, config: Any, max_side_px: int | None) -> None:
+        from transformers.image_utils import PILImageResampling
         from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
         side = config.vision_config.image_size
-        processor = SiglipImageProcessorPil(size={"height": side, "width": side})
+        processor = SiglipImageProcessorPil(
+            size={"height": side, "width": side}, resample=PILImageResampling.LANCZOS
+        )
         patches = (side // config.vision_config.patch_size) ** 2
         super().__init__(processor, patches // config.scale_factor**2)
 
@@ -129,10 +144,6 @@ class SmolVLM(_OneGrid):
         return list(features.unflatten(0, (len(pixels), -1)))
 
 
-# LLaVA-OneVision cuts a picture into tiles only where its row has no other: this says that there are others.
-SEVERAL = torch.tensor([2])
-
-
 class LlavaOneVision(_OneGrid):
     """LLaVA-OneVision: a picture is one 384 px view (729 tokens and a new line), a clip 196 tokens a frame."""
 
@@ -142,11 +153,7 @@ class LlavaOneVision(_OneGrid):
         from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
         side = config.vision_config.image_size
-        processor = SiglipImageProcessorPil(
-            size={"height": side, "width": side},
-            image_mean=[0.48145466, 0.4578275, 0.40821073],
-            image_std=[0.26862954, 0.26130258, 0.27577711],
-        )
+        processor = SiglipImageProcessorPil(size={"height": side, "width": side})
         self.grid = side // config.vision_config.patch_size
         super().__init__(processor, self.grid**2 + 1)
 
@@ -157,18 +164,23 @@ class LlavaOneVision(_OneGrid):
         return self.video_token * (size.frames * (-(-self.grid // 2)) ** 2 + 1)
 
     def tokens(self, foundation: Any, visuals: Sequence[Visual]) -> list[Tensor]:
-        found = []
+        pixels = torch.cat([visual.pixels for visual in visuals]).to(foundation.device, foundation.dtype)
+        # A picture is cut into tiles only where its row has no other, so this says that there is one more.
+        views = foundation.model.get_image_features(
+            pixels.unsqueeze(1),
+            torch.tensor([pixels.shape[-2:]] * len(pixels), device=pixels.device),
+            batch_num_images=torch.tensor([len(pixels) + 1]),
+            return_dict=True,
+        ).pooler_output
+        found, start = [], 0
         for visual in visuals:
-            pixels = visual.pixels.to(foundation.device, foundation.dtype)
-            if visual.kind == "video":
-                features = foundation.model.get_video_features(pixels.unsqueeze(0), return_dict=True)
-                found.append(features.pooler_output.flatten(0, 1))
+            own = torch.stack(list(views[start : start + len(visual.pixels)]))
+            start += len(visual.pixels)
+            if visual.kind == "video":  # the new line, which is the last token, comes once behind all frames
+                frames = foundation.model.apply_pooling(own[:, :-1]).flatten(0, 1)
+                found.append(torch.cat([frames, own[-1, -1:]]))
             else:
-                side = torch.tensor([pixels.shape[-2:]], device=pixels.device)
-                features = foundation.model.get_image_features(
-                    pixels.unsqueeze(0), side, batch_num_images=SEVERAL, return_dict=True
-                )
-                found.append(torch.cat(list(features.pooler_output)))
+                found.append(own.flatten(0, 1))
         return found
 
 
@@ -197,7 +209,10 @@ class Qwen25VL:
     def grid(self, size: Size) -> tuple[int, int, int]:
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-        height, width = smart_resize(size.height, size.width, factor=self.unit, **self.limits)
+        if not size.width or not size.height:
+            raise ValueError("a picture without width and height: their numbers of patches are not known")
+        width, height = _not_too_long(size.width, size.height)
+        height, width = smart_resize(height, width, factor=self.unit, **self.limits)
         return -(-max(1, size.frames) // self.depth), height // self.patch, width // self.patch
 
     def text(self, size: Size) -> str:
@@ -206,7 +221,8 @@ class Qwen25VL:
         return token * (time * rows * columns // self.merge**2)
 
     def visual(self, pictures: Sequence[Image.Image], is_video: bool) -> Visual:
-        batch = self.processor(list(pictures), return_tensors="pt")
+        held = [ImageOps.pad(one, _not_too_long(*one.size), color="white") for one in pictures]
+        batch = self.processor(held, return_tensors="pt")
         _, rows, columns = batch["image_grid_thw"][0].tolist()
         if not is_video:
             return Visual("image", batch["pixel_values"], (1, rows, columns))
@@ -222,19 +238,10 @@ class Qwen25VL:
         return Visual("video", torch.cat(pairs), (len(pairs), rows, columns))
 
     def tokens(self, foundation: Any, visuals: Sequence[Visual]) -> list[Tensor]:
-        found: list[Tensor | None] = [None] * len(visuals)
-        for kind, get in (
-            ("image", foundation.model.get_image_features),
-            ("video", foundation.model.get_video_features),
-        ):
-            chosen = [place for place, visual in enumerate(visuals) if visual.kind == kind]
-            if chosen:
-                pixels = torch.cat([visuals[place].pixels for place in chosen])
-                grid = torch.tensor([visuals[place].grid_thw for place in chosen], device=foundation.device)
-                features = get(pixels.to(foundation.device, foundation.dtype), grid, return_dict=True)
-                for place, part in zip(chosen, features.pooler_output, strict=True):
-                    found[place] = part
-        return [part for part in found if part is not None]
+        pixels = torch.cat([visual.pixels for visual in visuals]).to(foundation.device, foundation.dtype)
+        grid = torch.tensor([visual.grid_thw for visual in visuals], device=foundation.device)
+        # Pictures and clips are the same to the tower: both have a grid.
+        return list(foundation.model.get_image_features(pixels, grid, return_dict=True).pooler_output)
 
     def positions(self, input_ids: Sequence[int], sizes: Sequence[Size]) -> list[list[int]]:
         """Time, row and column of every token, as the foundation counts them."""
@@ -254,6 +261,11 @@ class Qwen25VL:
             shell, ids, kinds, images if len(images) else None, videos if len(videos) else None
         )
         return found[:, 0].tolist()
+
+
+def _not_too_long(width: int, height: int) -> tuple[int, int]:
+    """Width and height with the shorter one grown to a 200th of the longer: Qwen's resizing takes nothing longer."""
+    return max(width, -(-height // 200)), max(height, -(-width // 200))
 
 
 # By the `model_type` of the foundation's config.

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +19,10 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoTokenizer,
     PreTrainedModel,
 )
-from transformers.utils import logging
+from transformers.utils import CHAT_TEMPLATE_FILE, LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE, cached_file, logging
 
 from emollm.model.audio import load_audio_tower
 from emollm.model.projector import SceneProjection
@@ -70,6 +72,27 @@ def load_mllm(path: str) -> Any:
         if isinstance(error, FoundationError):
             raise
         raise FoundationError(f"{path}: not a foundation MLLM: {error}") from error
+
+
+def load_mllm_tokenizer(path: str) -> Any:
+    """The tokenizer of a foundation MLLM with the chat template that takes pictures.
+
+    The llava-hf checkpoints keep it in `chat_template.json`, which is read for a processor only; their tokenizer has the
+    language model's own template, or none.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(_there(path))
+    template, legacy = (
+        cached_file(
+            path,
+            name,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        for name in (CHAT_TEMPLATE_FILE, LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE)
+    )
+    if legacy and not template:  # with both, the tokenizer has read the newer one
+        tokenizer.chat_template = json.loads(Path(legacy).read_text(encoding="utf-8"))["chat_template"]
+    return tokenizer
 
 
 FAMILIES: dict[str, Callable[[str, str, str | None], Parts]] = {"composed": composed}

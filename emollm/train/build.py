@@ -10,7 +10,7 @@ from torch import nn
 
 from emollm.config import TrainRecipe
 from emollm.model.emollm import EmoLLM
-from emollm.model.foundations import PICTURES, read_config
+from emollm.model.foundations import PICTURES, load_mllm_tokenizer, read_config
 from emollm.model.processor import EmoLLMProcessor
 
 
@@ -22,7 +22,7 @@ def initial_processor(recipe: TrainRecipe) -> Any:
         from emollm.model.attached_processor import AttachedProcessor
 
         return AttachedProcessor(
-            AutoTokenizer.from_pretrained(recipe.foundation.mllm),
+            load_mllm_tokenizer(recipe.foundation.mllm),
             read_config(recipe.foundation.mllm, "foundation MLLM"),
             max_side_px=recipe.foundation.max_side_px,
             prompt=recipe.prompt,
