@@ -7,6 +7,7 @@ import json
 import math
 import random
 import wave
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +90,19 @@ def sample(
     return row | changes
 
 
-def write_emobench(folder: Path, rows: int = 32, folds: int = 2) -> Path:
+def in_words(row: dict[str, Any]) -> dict[str, Any]:
+    """The row without its media; its label is told by a word."""
+    words = row["messages"][0]["content"].rpartition("\n")[0]
+    return {
+        **row, "media": [], "messages": [{"role": "user", "content": f"{words}\nText: \"{_COLOURS[row['answer']]}\""}]
+    }  # fmt: skip
+
+
+def write_emobench(
+    folder: Path, rows: int = 32, folds: int = 2, has_media: Callable[[int], bool] = lambda number: True
+) -> Path:
     """Write a finished EmoBench; every fifth row is a video of two frames, some with sound; every seventh row has
-    no fold."""
+    no fold. Rows that `has_media` refuses are words alone."""
     samples = []
     for number in range(rows):
         free = number % 7 == 6
@@ -104,6 +115,8 @@ def write_emobench(folder: Path, rows: int = 32, folds: int = 2) -> Path:
                 frames=2 if number % 5 == 4 else 0, sound_s=0.7 if number % 15 == 9 else 0.0, source=source, uid=f"{source}/all/{number:04d}",
             )
         )  # fmt: skip
+        if not has_media(number):
+            samples[-1] = in_words(samples[-1])
     files = {}
     for split in ("train", "test"):
         chosen = [

@@ -40,10 +40,14 @@ def start(world: int, folder: Path, overrides: list[str], fold: int = 0) -> list
     return processes
 
 
-def finish(processes: list[subprocess.Popen], folder: Path) -> dict:
-    for process in processes:
-        if process.wait(timeout=240) != 0:
-            pytest.fail((folder / "rank-0.log").read_text()[-3000:])
+def finish(processes: list[subprocess.Popen], folder: Path, limit_s: float = 240) -> dict:
+    try:
+        for process in processes:
+            if process.wait(timeout=limit_s) != 0:
+                pytest.fail((folder / "rank-0.log").read_text()[-3000:])
+    finally:
+        for process in processes:  # one that waits for a rank that is gone
+            process.kill()
     lines = [line for line in (folder / "rank-0.log").read_text().splitlines() if line.startswith("RESULT ")]
     return json.loads(lines[-1].removeprefix("RESULT "))
 
