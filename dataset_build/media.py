@@ -15,6 +15,7 @@ import hashlib
 import io
 import math
 import os
+import re
 import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -39,6 +40,8 @@ _MAX_PICTURE_MB = 256
 _MAX_PIXELS_SIDE = 512
 # What a corner may be off because it was computed in floating point.
 _EPSILON_PX = 1e-6
+# Where in memory an object lies, as Python's error messages say it.
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 class MediaError(ValueError):
@@ -109,7 +112,8 @@ def resolve(root: Root, path: str) -> str:
     real_root = os.path.realpath(root)
     full = os.path.realpath(os.path.join(real_root, path))
     if os.path.commonpath([real_root, full]) != real_root:
-        raise MediaError("path_outside_root", f"{path}: a link leads out of the source's folder, to {full}")
+        # Not where it leads: that depends on where the source lies, and a reject is part of the build's digest.
+        raise MediaError("path_outside_root", f"{path}: a link leads out of the source's folder")
     if not os.path.exists(full):
         raise MediaError("missing_media", missing(path))
     if not os.path.isfile(full):
@@ -418,5 +422,10 @@ def _flat(picture: Image.Image, name: str) -> Image.Image:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip()
+    text = without_addresses(str(error)).strip()
     return (text.splitlines()[0] if text else type(error).__name__)[:200]
+
+
+def without_addresses(text: str) -> str:
+    """`image file <_io.BytesIO object at 0x7f01>` → `image file <_io.BytesIO object>`: rejects are part of a digest."""
+    return _ADDRESS.sub("", text)

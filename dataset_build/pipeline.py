@@ -10,6 +10,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from dataset_build import (
     leakage,
     ledger,
     manifest,
+    media,
     plan,
     ray_local,
     rewriting,
@@ -47,6 +49,7 @@ from dataset_build.schema import Reject
 _TASK_MEMORY = 512 << 20
 # The key of a task's result that says why a store (`s3://`) kept it from finishing.
 _STORE_FAILED = "store_failed"
+_SAMPLE_FILE = re.compile(rf"(?:{'|'.join(schema.SPLITS)})/[a-z0-9_]+-[0-9]{{5,}}\.parquet")
 
 
 def build(recipe: BuildRecipe, workers: int | None = None) -> dict[str, Any]:
@@ -157,7 +160,8 @@ def convert_shard(task: dict[str, Any]) -> dict[str, Any]:
             except StorageError:  # no fault of the row: the shard is not done
                 raise
             except Exception as error:  # one row never costs its shard; a defect shows in the budget
-                detail = f"{record.uid}: unexpected {type(error).__name__}: {error}"
+                said = media.without_addresses(f"{type(error).__name__}: {error}")
+                detail = f"{record.uid}: unexpected {said}"
                 result = Reject(
                     record.uid, record.source, record.split, record.sub_task, "undecodable", detail[:500]
                 )
@@ -257,10 +261,13 @@ def _ledger(made: Plan, found: Gathered, decision: Decision) -> ledger.Ledger:
 
 
 def _remove_strangers(out: str, files: dict[str, Any]) -> None:
-    """Remove sample files of an earlier build that this one did not write, and what killed writes left."""
+    """Remove sample files of an earlier build that this one did not write, and what killed writes left.
+
+    Only files with the names of sample files: whatever else lies in a folder called train is somebody's.
+    """
     storage.remove_partials(out)
     for path in storage.list_files(out):
-        if path.split("/")[0] in schema.SPLITS and path not in files:
+        if _SAMPLE_FILE.fullmatch(path) and path not in files:
             storage.remove(storage.join(out, path))
 
 

@@ -157,19 +157,34 @@ class BuildRecipe(_Section):
             raise ValueError(f"a source is named twice in {names}; give each one once")
         return self
 
+    @model_validator(mode="after")
+    def _out_is_apart(self) -> BuildRecipe:
+        """A build in a source's own folder would replace files there (README.md, train/ …)."""
+        for spec in self.sources:
+            if self.source_root(spec) == _absolute(self.out):
+                raise ValueError(
+                    f"out is the folder of source {spec.name!r}, which is only read; name another"
+                )
+        return self
+
     def source_root(self, spec: SourceSpec) -> str:
         """The absolute folder of a source, so that a worker with another working directory finds it, or its `s3://`."""
         if storage.is_remote(spec.root) or os.path.isabs(spec.root):
             joined = spec.root
         else:
             joined = storage.join(self.root, spec.root)
-        if storage.is_remote(joined):
-            scheme, _, rest = joined.partition("://")
-            return f"{scheme}://{posixpath.normpath(rest)}"
-        return os.path.abspath(joined)
+        return _absolute(joined)
 
     def source_options(self, spec: SourceSpec) -> BaseModel:
         return sources.adapter(spec.name).Options.model_validate(spec.options)
+
+
+def _absolute(path: str) -> str:
+    """A local path from the root of the file system; an `s3://` one without `.`, `..` and doubled slashes."""
+    if storage.is_remote(path):
+        scheme, _, rest = path.partition("://")
+        return f"{scheme}://{posixpath.normpath(rest)}"
+    return os.path.abspath(path)
 
 
 def shipped_recipes() -> list[str]:

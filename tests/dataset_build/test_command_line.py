@@ -86,6 +86,7 @@ def test_a_wrong_recipe_is_one_line_with_a_remedy(name, tmp_path, capsys, monkey
         (["build", "smoke", "--set", "seed=[*a]"], 2, "aliases are not read"),
         (["build", "smoke", "--set", "root=FOLDER", "--set", "out=FOLDER/out", "--dry-run"], 1, "is not there"),
         (["build", "smoke", "--set", "root=FOLDER", "--set", "out=FOLDER/out"], 1, "its folder FOLDER/emoji is not there"),
+        (["build", "smoke", "--set", "root=FOLDER", "--set", "out=FOLDER/emoji/"], 2, "out is the folder of source 'emoji_pictures'"),
         (["verify", "FOLDER"], 1, "holds no finished build; run `python -m dataset_build build`"),
         (["stats", "FOLDER"], 1, "holds no finished build"),
         (["stats", "FOLDER/file"], 1, "holds no finished build"),

@@ -53,6 +53,34 @@ def test_paths_that_leave_the_root_are_refused(tmp_path, path):
     assert reason_of(lambda: media.resolve(str(root), path)) == "path_outside_root"
 
 
+@pytest.mark.parametrize(
+    "head", [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a", b"BM", b"II*\x00", b"MM\x00*"]
+)
+def test_what_is_said_of_a_broken_picture_depends_on_its_bytes_alone(tmp_path, head):
+    """Rejects are part of a build's digest: no memory address, no folder."""
+    texts = []
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        with pytest.raises(media.MediaError) as caught:
+            read(tmp_path / folder, head + b"\xff" * 40)
+        texts.append(str(caught.value))
+        assert "0x" not in texts[-1] and str(tmp_path) not in texts[-1]
+    assert texts[0] == texts[1]
+
+
+def test_what_is_said_of_a_link_does_not_depend_on_where_the_root_is(tmp_path):
+    texts = []
+    for folder in ("one", "another"):
+        root = tmp_path / folder / "root"
+        root.mkdir(parents=True)
+        (tmp_path / folder / "secret.png").write_bytes(encoded(gradient(), "PNG"))
+        os.symlink("../secret.png", root / "outside.png")
+        with pytest.raises(media.MediaError, match="outside.png: a link leads out") as caught:
+            media.resolve(str(root), "outside.png")
+        texts.append(str(caught.value))
+    assert texts[0] == texts[1]
+
+
 def test_links_are_followed_inside_the_root_only(tmp_path):
     root = tmp_path / "root"
     root.mkdir()

@@ -63,10 +63,15 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path: Path, mo
 
 def test_a_build_removes_what_is_not_its_own_before_its_manifest(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    for name in ("train/a-00000.parquet", "train/old-00000.parquet", ".work/shards/a.done.json"):
+    theirs = [
+        "train/clip.mp4",
+        "train/notes.parquet",
+        "val/sub/old-00000.parquet",
+    ]  # a folder called train, but not ours
+    for name in ("train/a-00000.parquet", "train/old-00000.parquet", ".work/shards/a.done.json", *theirs):
         storage.write_bytes(str(out / name), b"whole")
     kill_a_write(out / "train" / "a-00000.parquet")
     kill_a_write(out / ".work" / "shards" / "a.samples.parquet")
     pipeline._remove_strangers(str(out), {"train/a-00000.parquet": {}})
     left = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
-    assert left == [".work/shards/a.done.json", "train/a-00000.parquet"]
+    assert left == [".work/shards/a.done.json", "train/a-00000.parquet", *theirs]
