@@ -42,6 +42,7 @@ def export(
     for place, what in ((out, "OUT"), (dest, "DEST")):
         storage.check_place(place, what)
     content = manifest.read_manifest(out)
+    check_apart(out, dest, "DEST")
     _check_choice("split", splits, schema.SPLITS)
     _check_choice("source", sources, list(content["sources"]))
     form = FORMATS[format_name]
@@ -93,6 +94,19 @@ def read_marker(folder: str) -> dict[str, Any]:
     return marker
 
 
+def check_apart(origin: str, dest: str, what: str) -> None:
+    """Raises UsageError where what is read lies where it would be written: `force` would remove it first."""
+    one, other = (_real(place) for place in (origin, dest))
+    if one == other or one.startswith(f"{other}/") or other.startswith(f"{one}/"):
+        raise UsageError(
+            f"{what} {dest} and {origin}, which is read, lie in each other; name a folder of its own"
+        )
+
+
+def _real(place: str) -> str:
+    return storage.join(place).rstrip("/") if storage.is_remote(place) else os.path.realpath(place)
+
+
 def empty_folder(dest: str, owned: Sequence[str], force: bool) -> None:
     """Make room in `dest`: refuses one with files, or with `force` removes those that will be written (`owned`)."""
     if not storage.is_remote(dest) and os.path.exists(dest) and not os.path.isdir(dest):
@@ -104,7 +118,11 @@ def empty_folder(dest: str, owned: Sequence[str], force: bool) -> None:
             f"what an export writes there: {', '.join(owned)}"
         )
     # The marker goes first: a folder that is being changed is no finished one.
-    doomed = [path for path in found if any(path == name or path.startswith(name) for name in owned if name)]
+    doomed = [
+        path
+        for path in found
+        if any(path.startswith(name) if name.endswith("/") else path == name for name in owned)
+    ]
     doomed.sort(key=lambda path: path not in (MARKER, "manifest.json"))
     storage.remove_all([storage.join(dest, path) for path in doomed[:1]])
     storage.remove_all([storage.join(dest, path) for path in doomed[1:]])

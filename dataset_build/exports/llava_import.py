@@ -67,6 +67,7 @@ def import_build(folder: str, out: str, force: bool = False) -> dict[str, Any]:
     """
     for place, what in ((folder, "FOLDER"), (out, "OUT")):
         storage.check_place(place, what)
+    export.check_apart(folder, out, "OUT")
     marker = export.read_marker(folder)
     beside = sorted(path for path in marker["files"] if path.startswith("build/"))
     if marker["format"] != "llava" or "build/manifest.json" not in beside:
@@ -74,7 +75,7 @@ def import_build(folder: str, out: str, force: bool = False) -> dict[str, Any]:
     for path in beside:
         _check(folder, path, marker)
     content = manifest.read_manifest(storage.join(folder, "build"))
-    owned = (*(f"{split}/" for split in schema.SPLITS), "manifest.json", *(path[6:] for path in beside))
+    owned = (*(f"{split}/" for split in schema.SPLITS), *(path.removeprefix("build/") for path in beside))
     export.empty_folder(out, owned, force)
     files = dict(content["files"])
     with Progress("importing", marker["rows"], "rows") as progress:
@@ -87,7 +88,9 @@ def import_build(folder: str, out: str, force: bool = False) -> dict[str, Any]:
                 raise BuildError(f"{folder}/{split}.json: more entries than build/manifest.json has rows")
     for path in beside:
         if path != "build/manifest.json":
-            storage.write_bytes(storage.join(out, path[6:]), storage.read_bytes(storage.join(folder, path)))
+            storage.write_bytes(
+                storage.join(out, path.removeprefix("build/")), storage.read_bytes(storage.join(folder, path))
+            )
     done = {**content, "files": files, "digest": manifest.data_digest(files)}
     problems = manifest.content_problems(out, done)
     if problems:

@@ -456,6 +456,29 @@ def test_an_export_refuses_a_folder_with_files_and_force_replaces_only_its_own(b
         export.export(str(built), "llava", str(dest / "mine.txt"))
 
 
+@pytest.mark.parametrize("place", ["", "/", "/../out", "/train", "/stats/x", "/.."])
+def test_nothing_is_written_over_what_is_read_even_with_force(built, llava, tmp_path, place):
+    build, exported = tmp_path / "out", tmp_path / "llava"
+    shutil.copytree(built, build)
+    before = tree(build)
+    for name in export.FORMATS:
+        with pytest.raises(UsageError, match="lie in each other"):
+            export.export(str(build), name, f"{build}{place}", force=True)
+    assert tree(build) == before
+    shutil.copytree(llava, exported)
+    before = tree(exported)
+    with pytest.raises(UsageError, match="lie in each other"):
+        import_build(str(exported), f"{exported}{place.replace('out', 'llava')}", force=True)
+    assert tree(exported) == before
+
+
+def test_force_takes_only_whole_names(built, tmp_path):
+    export.export(str(built), "llava", str(tmp_path / "dest"))
+    (tmp_path / "dest" / "train.json.kept").write_text("mine")
+    export.export(str(built), "llava", str(tmp_path / "dest"), force=True)
+    assert (tmp_path / "dest" / "train.json.kept").read_text() == "mine"
+
+
 def test_choices_that_the_build_does_not_have_are_named_with_the_nearest(built, tmp_path):
     for choice, says in (
         ({"splits": ["trian"]}, "did you mean 'train'"),
