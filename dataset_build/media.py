@@ -182,6 +182,15 @@ def read_picture(root: Root, path: str, settings: MediaSettings, crop: schema.Cr
         return picture_from_bytes(stream.read(), path, settings, crop)
 
 
+def read_clip(path: str, video_frames: int) -> list[Medium]:
+    """A clip (and its sound) of a file that is in no source, stored as by a build's defaults. Raises MediaError."""
+    from dataset_build import recipe, video
+
+    folder, name = os.path.split(os.path.realpath(path))
+    settings = recipe.MediaSettings(video_frames=video_frames)
+    return video.read_clip(folder, schema.MediaRef("video", name), settings)
+
+
 def picture_from_bytes(
     data: bytes, name: str, settings: MediaSettings, crop: schema.Crop | None = None
 ) -> Medium:

@@ -66,10 +66,10 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
 def _add_predict(commands: argparse._SubParsersAction) -> None:
     predict = commands.add_parser(
         "predict",
-        help="ask a trained model about pictures",
-        description="Print the answer for each picture, and how probable each option is.",
+        help="ask a trained model about pictures and videos",
+        description="Print the answer for each picture or video, and how probable each option is.",
     )
-    predict.add_argument("images", nargs="+", metavar="IMAGE")
+    predict.add_argument("paths", nargs="+", metavar="IMAGE_OR_VIDEO")
     predict.add_argument(
         "--model", default="runs/quickstart/model/fold-0", help="a trained fold, or an export of one"
     )
@@ -77,7 +77,10 @@ def _add_predict(commands: argparse._SubParsersAction) -> None:
     predict.add_argument(
         "--options", help="labels to choose from, separated by commas (default: those of the task)"
     )
-    predict.add_argument("--text", default="", help="words that go with the picture")
+    predict.add_argument("--text", default="", help="words that go with the picture or video")
+    predict.add_argument(
+        "--frames", type=int, default=4, help="frames taken of a video (default: 4, as a build does)"
+    )
     predict.set_defaults(run=_predict)
 
 
@@ -110,9 +113,9 @@ def _predict(arguments: argparse.Namespace) -> int:
     options = [word.strip() for word in arguments.options.split(",")] if arguments.options else None
     options = options or default_options(arguments.task)
     predictor = Predictor(arguments.model)
-    for image in arguments.images:
-        prediction = predictor.predict(image, arguments.task, options, arguments.text)
-        print(f"{image}: {prediction.answer}")
+    for path in arguments.paths:
+        prediction = predictor.predict(path, arguments.task, options, arguments.text, arguments.frames)
+        print(f"{path}: {prediction.answer}")
         for option, probability in sorted(prediction.probabilities.items(), key=lambda pair: -pair[1]):
             print(f"  {probability:6.1%}  {option}")
     return DONE

@@ -1,15 +1,17 @@
-"""Asking a trained model about one picture, and exporting it whole."""
+"""Asking a trained model about one picture or video, and exporting it whole."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from dataset_build.labels import EMOJI_FEELINGS, GESTURE_INTENTS, YES_NO
+from dataset_build.media import open_picture, picture_format, read_clip
+from dataset_build.schema import PLACEHOLDERS
 from emollm.model.load import load_model, load_processor
 
 _QUESTIONS = {
@@ -31,7 +33,7 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
 
 
 class PredictionError(ValueError):
-    """A picture, task or model that cannot be used; the message names it."""
+    """A picture, video, task or model that cannot be used; the message names it."""
 
 
 class Prediction(NamedTuple):
@@ -48,7 +50,7 @@ def default_options(task: str) -> list[str]:
 
 
 class Predictor:
-    """A loaded model that answers questions about pictures."""
+    """A loaded model that answers questions about pictures and videos."""
 
     def __init__(self, folder: str) -> None:
         if not (Path(folder) / "config.json").is_file():
@@ -56,22 +58,24 @@ class Predictor:
         self.model = load_model(folder).eval()
         self.processor = load_processor(folder)
 
-    def predict(self, image: str, task: str, options: Sequence[str], text: str = "") -> Prediction:
-        """The answer for one picture file, asked and scored exactly as `emollm evaluate` does."""
+    def predict(
+        self, path: str, task: str, options: Sequence[str], text: str = "", frames: int = 4
+    ) -> Prediction:
+        """The answer for one picture or video file, asked and scored exactly as `emollm evaluate` does.
+
+        Of a video `frames` are seen, evenly spaced, and its sound is heard where the model hears.
+        """
         from emollm.evaluate.protocol import EvaluationError
         from emollm.evaluate.run import encode_prompts, make_scorer
 
         default_options(task)
-        try:
-            medium = {"kind": "image", "data": [Path(image).read_bytes()]}
-        except OSError as error:
-            raise PredictionError(f"{image}: cannot be read: {error}") from error
+        media = _read(path, frames)
         sample = {
-            "uid": image,
+            "uid": path,
             "sub_task": task,
-            "messages": [{"role": "user", "content": _content(task, options, text)}],
+            "messages": [{"role": "user", "content": _content(task, options, text, media)}],
             "options": list(options),
-            "media": [medium],
+            "media": media,
         }
         try:
             prompts = encode_prompts([sample], self.processor, withhold_media=False)
@@ -84,14 +88,33 @@ class Predictor:
         return Prediction(options[answer.choice], dict(zip(options, shares, strict=True)))
 
 
-def _content(task: str, options: Sequence[str], text: str) -> str:
-    """The user's turn as EmoBench words it: question, lettered options, text, picture last."""
+def _read(path: str, frames: int) -> list[dict[str, Any]]:
+    """The media of a file as a row of EmoBench has them: one picture, or the frames of a clip and its sound."""
+    try:
+        with open(path, "rb") as stream:
+            if picture_format(stream.read(16)):
+                stream.seek(0)
+                data = stream.read()
+                width, height = open_picture(data).size
+                return [{"kind": "image", "data": [data], "width": width, "height": height}]
+        return [
+            {"kind": one.kind, "data": list(one.data), "width": one.width, "height": one.height}
+            for one in read_clip(path, frames)
+        ]
+    except OSError as error:
+        raise PredictionError(f"{path}: cannot be read: {error}") from error
+    except ValueError as error:
+        raise PredictionError(f"{path}: neither a picture nor a video that can be used: {error}") from error
+
+
+def _content(task: str, options: Sequence[str], text: str, media: Sequence[dict[str, Any]]) -> str:
+    """The user's turn as EmoBench words it: question, lettered options, text, picture or video last."""
     lines = [_QUESTIONS[task]]
     if options:
         lines.append("Options: " + " ".join(f"({chr(65 + i)}) {option}" for i, option in enumerate(options)))
     if text:
         lines.append(f'Text: "{text}"')
-    return "\n".join([*lines, "<image>"])
+    return "\n".join([*lines, "".join(PLACEHOLDERS[medium["kind"]] for medium in media)])
 
 
 def export(model: str, destination: str, *, merge: bool) -> None:
