@@ -34,8 +34,8 @@ def table() -> str:
     rows = [["source", "sub-tasks", "split", "size", "licence"]]
     for name in sources.REGISTRY:
         adapter = sources.adapter(name)
-        licence = textwrap.shorten(adapter.LICENCE, 60, placeholder=" …")
-        size = textwrap.shorten(adapter.SIZE, 44, placeholder=" …")
+        licence = textwrap.shorten(adapter.LICENCE, 35, placeholder=" …")
+        size = textwrap.shorten(adapter.SIZE, 29, placeholder=" …")
         rows.append([name, ", ".join(adapter.SUB_TASKS), adapter.SPLIT, size, licence])
     return (
         ledger.aligned(rows, right_from=99) + "\n\n`python -m dataset_build sources NAME` says all about one."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from dataset_build import decide, leakage, ledger, plan, schema
@@ -60,13 +61,27 @@ def run(recipe: BuildRecipe) -> dict[str, dict[str, Tally]]:
     for warning in leakage.warnings(allowed):
         print(f"warning: {warning}")
     print(table(tallies), flush=True)
+    for line in over_budget(tallies, recipe.reject_budget):
+        print(f"warning: {line}")
     print(
-        f"{len(made.shards)} shards of at most {recipe.shard_rows} rows. The output is an estimate from file sizes and the "
+        f"To {recipe.out}: {len(made.shards)} shards of at most {recipe.shard_rows} rows. The output is an estimate from file sizes and the "
         "media settings: look-alikes and broken files are found only by the build. Sources without val rows get some "
         f"carved from train by group ({recipe.splits.val_share:.0%}).",
         flush=True,
     )
     return tallies
+
+
+def over_budget(tallies: dict[str, dict[str, Tally]], budget: float) -> Iterator[str]:
+    """The sources that a build would refuse for what is known already: faulty rows and absent media."""
+    for source, splits in tallies.items():
+        lost = sum(one.rejects + one.absent for one in splits.values())
+        rows = sum(one.records - one.by_rule for one in splits.values())
+        if lost > budget * rows:
+            yield (
+                f"the build would fail: {source} loses {lost:,} of {rows:,} rows, the recipe's reject_budget is "
+                f"{budget:.2%}; `python -m dataset_build check {source} ROOT` names them"
+            )
 
 
 def table(tallies: dict[str, dict[str, Tally]]) -> str:
@@ -108,7 +123,10 @@ def _size(n_bytes: float) -> str:
 
 def _count(one: Tally, record: Record, fingerprints: list[Fingerprint], settings: MediaSettings) -> None:
     one.records += 1
-    one.absent += any(isinstance(found, str) for found in fingerprints)
+    one.absent += any(
+        isinstance(found, str) or (ref.pixels is None and found[0] == 0)
+        for ref, found in zip(record.media, fingerprints)
+    )
     one.estimate += _ROW_BYTES
     if not record.media:
         one.estimate += int(

@@ -312,8 +312,9 @@ def _run_batch(
     for task in batch["task"]:
         try:
             results.append(function(json.loads(task)))
-        except (
-            StorageError
-        ) as error:  # as a result, so that it reaches the person without Ray's own traceback
+        # As a result, so that it reaches the person without Ray's own traceback.
+        except StorageError as error:
             results.append({_STORE_FAILED: str(error)})
+        except OSError as error:  # a full disk, a folder that may not be written to
+            results.append({_STORE_FAILED: f"{error}; mend that and start the same command again"})
     return {"result": [json.dumps(result) for result in results]}

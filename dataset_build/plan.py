@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from dataset_build import convert, instructions, provenance, quality, roots, schema, sources, storage
+from dataset_build.errors import BuildError
 from dataset_build.instructions import Wording
 from dataset_build.recipe import BuildRecipe, SourceSpec
 from dataset_build.reject_log import RejectLog
@@ -73,7 +74,7 @@ def make(
 
     Only shard keys and the adapters' own rejects are held; with `work` None nothing is written (a dry run).
     `wordings`: how each source is asked, where not as the recipe's `instructions` say. `watch` sees every record with
-    the fingerprints of its media.
+    the fingerprints of its media. Raises BuildError for a source without rows: a build must not pass without it.
     """
     plan = Plan([], RejectLog(), Counter())
     code = provenance.code_digest(["dataset_build"], leave_out=_NOT_CONVERSION)
@@ -104,6 +105,11 @@ def make(
                     for record, fingerprints in zip(batch, files):
                         watch(record, fingerprints)
                 _add_shard(plan, spec.name, number, prefix, batch, files, work, known)
+        if not plan.records[spec.name]:
+            raise BuildError(
+                f"source {spec.name}: its annotation in {root} holds no row; fetch the files again (`python -m "
+                f"dataset_build check {spec.name} {root}` says what is missing), or take the source out of the recipe"
+            )
     return plan
 
 

@@ -97,7 +97,7 @@ def test_the_command_line_explains_without_a_traceback(arguments, code, message)
 
 
 def test_a_dry_run_counts_without_writing(tmp_path):
-    write_emoji_tree(tmp_path / "tree", emoji_per_feeling=1, clips=0, texts_per_kind=2)
+    write_emoji_tree(tmp_path / "tree", emoji_per_feeling=1, clips=1, texts_per_kind=2)
     overrides = [
         part
         for override in smoke_overrides(tmp_path / "tree", tmp_path / "out")
@@ -118,7 +118,8 @@ def test_sources_are_listed():
         timeout=60,
         check=True,
     )
-    assert "emoji_pictures" in done.stdout and "CC-BY-4.0" in done.stdout
+    assert "emoji_pictures" in done.stdout and "Apache-2.0" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 120
 
 
 def test_help_is_quick_and_imports_nothing_heavy():

@@ -13,9 +13,11 @@ import PIL.Image
 import pytest
 
 from dataset_build import dry, pipeline, sources, video
+from dataset_build.errors import BuildError
 from dataset_build.recipe import BuildRecipe
 from dataset_build.schema import MediaRef, Record
 from dataset_build.sources import base
+from tests.fixtures import plain_build
 from tests.fixtures import sources as fixtures
 
 
@@ -46,10 +48,32 @@ def test_a_dry_run_counts_rows_files_and_bytes_and_opens_nothing(tmp_path, capsy
     files = [path for path in (tmp_path / "emoset" / "image").rglob("*") if path.is_file()]
     assert sum(one.files for one in counted.values()) == len(files)
     assert sum(one.n_bytes for one in counted.values()) == sum(path.stat().st_size for path in files)
-    assert sum(one.absent for one in counted.values()) == 2  # one missing, one outside the root
+    assert sum(one.absent for one in counted.values()) == 3  # one missing, one empty, one outside the root
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("emoset", "train", "output, about", "KiB"))
+    assert (
+        "warning: the build would fail: emoset loses 5 of 35 rows, the recipe's reject_budget is 1.00%"
+        in printed
+    )
+    assert f"To {tmp_path}/out: " in printed
     assert not (tmp_path / "out").exists()
+
+
+def test_a_source_without_rows_is_an_error_and_not_a_build_without_it(tmp_path):
+    fixtures.build("emoset", tmp_path / "emoset")
+    for split in ("train", "val", "test"):
+        (tmp_path / "emoset" / f"{split}.json").write_text("[]")
+    with pytest.raises(BuildError, match="emoset: its annotation in .* holds no row; fetch"):
+        pipeline.dry_run(recipe("emoset", tmp_path))
+    with pytest.raises(BuildError, match="emoset: its annotation in .* holds no row; fetch"):
+        plain_build.build(recipe("emoset", tmp_path))
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_rows_within_the_budget_give_no_warning(tmp_path, capsys):
+    fixtures.build("emoset", tmp_path / "emoset")
+    pipeline.dry_run(recipe("emoset", tmp_path, reject_budget=0.2))
+    assert "warning" not in capsys.readouterr().out
 
 
 def test_rows_whose_split_is_still_to_be_drawn_are_counted_apart(tmp_path, nothing_is_opened):

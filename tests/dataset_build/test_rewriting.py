@@ -98,6 +98,13 @@ def test_without_the_section_nothing_is_rewritten_or_asked(tmp_path):
     assert not (tmp_path / "rewriting.json").exists()
 
 
+def test_the_order_of_sources_in_the_recipe_changes_neither_what_is_asked_nor_the_file(tmp_path):
+    one, other = (
+        recipe(tmp_path, "http://h", names) for names in (("jokes", "gestures"), ("gestures", "jokes"))
+    )
+    assert list(rewriting.table(one)) == list(rewriting.table(other))
+
+
 def test_every_sentence_a_source_can_ask_is_reworded_once(serve, tmp_path):
     endpoint = serve(reworded)
     made = recipe(tmp_path, endpoint.url, ("jokes", "gestures", "emoji_pictures"))
