@@ -19,6 +19,7 @@ from dataset_build import (
     schema,
     video,
 )
+from dataset_build.errors import StorageError
 from dataset_build.schema import Record, Reject, Sample
 from dataset_build.sources.base import Adapter
 
@@ -49,7 +50,7 @@ def convert(
 ) -> Converted | Reject:
     """Read, verify, normalise and hash one record. Never raises for what is wrong with the data.
 
-    Raises StorageError where the root is in a store that does not answer.
+    Raises StorageError where the root is in a store that does not answer, or this machine has run out of something.
     """
     wrong = quality.check(record)
     if wrong:
@@ -59,6 +60,11 @@ def convert(
     except media.MediaError as error:
         return quality.reject(record, error.reason, str(error))
     except (OSError, MemoryError) as error:
+        if getattr(error, "errno", None) in media.MACHINE_TROUBLE:
+            raise StorageError(
+                f"{record.uid}: {error}; that is this machine's trouble and not the row's: mend it, then the same command "
+                "goes on"
+            ) from error
         paths = ", ".join(ref.path for ref in record.media) or record.uid
         said = getattr(error, "strerror", None) or str(error)  # without the name of a temporary file
         return quality.reject(record, "undecodable", f"{paths}: {type(error).__name__}: {said}")

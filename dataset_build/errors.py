@@ -12,4 +12,5 @@ class BuildError(ValueError):
 
 
 class StorageError(BuildError):
-    """A store (`s3://`) refused or did not answer, retries included: names the path. The same command goes on later."""
+    """A store (`s3://`) refused or did not answer, retries included, or this machine ran out of something: names the
+    path or row. The same command goes on later."""

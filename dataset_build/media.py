@@ -11,6 +11,7 @@ sound as 16 kHz mono WAV, if any (`dataset_build.video`, `dataset_build.audio`).
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import math
@@ -40,6 +41,20 @@ _MAX_PICTURE_MB = 256
 _MAX_PIXELS_SIDE = 512
 # What a corner may be off because it was computed in floating point.
 _EPSILON_PX = 1e-6
+# What a file cannot help: too many open files or too little memory, a full disk, a file server that does not answer.
+# A reject is kept with its shard until the row's inputs change, so these must not become one.
+MACHINE_TROUBLE = frozenset(
+    (
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EAGAIN,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+    )
+)
 # Where in memory an object lies, as Python's error messages say it.
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
@@ -133,12 +148,17 @@ def fingerprint(root: str, path: str) -> list[int] | str:
 
 
 def check_file(full: str, path: str, max_file_mb: int) -> bytes:
-    """The first bytes of a file that is neither empty, nor too large, nor a stand-in for media."""
+    """The first bytes of a file that is neither empty, nor too large, nor a stand-in for media.
+
+    Raises MediaError, and OSError as it comes for `MACHINE_TROUBLE`.
+    """
     try:
         size = os.path.getsize(full)
         with open(full, "rb") as stream:
             head = stream.read(4096)
     except OSError as error:
+        if error.errno in MACHINE_TROUBLE:
+            raise
         raise MediaError("missing_media", f"{path}: cannot be read ({error.strerror})") from error
     if size == 0 or not head:
         raise MediaError("empty_file", f"{path}: 0 bytes")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import resource
 import sys
 import types
 from pathlib import Path
@@ -13,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset_build import convert, ledger, media, plan, quality, sources
+from dataset_build import cards, convert, ledger, media, plan, quality, sources
+from dataset_build.errors import StorageError
 from dataset_build.recipe import BuildRecipe, MediaSettings, inputs_digest
 from dataset_build.schema import MediaRef, Record, Reject, Turn
 from dataset_build.sources import base
@@ -156,6 +158,22 @@ def test_paths_that_name_no_file_are_rejects(odd, tmp_path, path, reason):
     found = convert.convert(record, str(tmp_path), odd, MediaSettings())
     assert isinstance(found, Reject)
     assert found.reason == reason
+
+
+def test_what_the_machine_lacks_is_no_fault_of_the_row(odd, tmp_path):
+    """A reject would be kept with its shard, and the row be gone from every later build."""
+    (tmp_path / "a.png").write_bytes(cards.render("a picture"))
+    record = dataclasses.replace(GOOD, media=(MediaRef("image", "a.png"),))
+    assert not isinstance(convert.convert(record, str(tmp_path), odd, MediaSettings()), Reject)
+    free = os.dup(0)
+    os.close(free)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        with pytest.raises(StorageError, match="odd/all/good: .*Too many open files.*goes on"):
+            convert.convert(record, str(tmp_path), odd, MediaSettings())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_reject_can_be_stored_whatever_name_a_file_has(odd, tmp_path):
