@@ -1,4 +1,4 @@
-"""Command line of dataset_build: sources, check, build, verify, stats."""
+"""Command line of dataset_build: sources, check, build, verify, stats, export, import."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ def _parser() -> argparse.ArgumentParser:
         "  python -m dataset_build build RECIPE.yaml --dry-run   what would be built\n"
         "  python -m dataset_build build RECIPE.yaml\n"
         "  python -m dataset_build verify OUT\n"
-        "  python -m dataset_build stats OUT\n\n" + _CODES,
+        "  python -m dataset_build stats OUT\n"
+        "  python -m dataset_build export OUT llava DEST          for other programs\n\n" + _CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

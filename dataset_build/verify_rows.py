@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from dataset_build import media, schema, storage
+from dataset_build import gather, media, schema, storage
 
 
 def problems(out: str, content: dict[str, Any]) -> list[str]:
@@ -29,10 +29,12 @@ def problems(out: str, content: dict[str, Any]) -> list[str]:
             seen.append(_digest(row["uid"]))
             problems_of_row = _row_problems(row, split, fold_val)
             found += [f"{path}: {row['uid']}: {problem}" for problem in problems_of_row]
-            facts = content["source_facts"][row["source"]]
-            if facts[
-                "groups_whole"
-            ]:  # a source's own split or folds may tear groups apart: leakage.json says so
+            facts = content["source_facts"].get(row["source"])
+            if facts is None:
+                found.append(f"{path}: {row['uid']}: the manifest names no source {row['source']!r}")
+                continue
+            # A source's own split or folds may tear groups apart: leakage.json says so.
+            if facts["groups_whole"]:
                 key = facts["group_key"]
                 group = dict(row["group_keys"]).get(key) or row["uid"]
                 place = (row["split"], row["fold"])
@@ -118,8 +120,7 @@ def _table_problems(out: str, content: dict[str, Any]) -> list[str]:
     found = []
     for path, field in (("rejects.parquet", "rejected"), ("duplicates.parquet", "duplicates")):
         with storage.open_read(storage.join(out, path)) as stream:
-            rows = pq.ParquetFile(stream).read(columns=["source", "split"]).to_pylist()
-        counts = Counter((row["source"], row["split"]) for row in rows)
+            counts = gather.count(pq.ParquetFile(stream).read(columns=["source", "split"]), "source", "split")
         for source, splits in content["sources"].items():
             for split in schema.SPLITS:
                 expected = splits.get(split, {}).get(field, 0)

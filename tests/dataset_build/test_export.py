@@ -496,6 +496,16 @@ def test_choices_that_the_build_does_not_have_are_named_with_the_nearest(built, 
     assert not (tmp_path / "d").exists()
 
 
+def test_a_row_of_a_source_that_the_manifest_does_not_name_is_a_problem_and_no_crash(built, tmp_path):
+    shutil.copytree(built, tmp_path / "out")
+    path = next((tmp_path / "out" / "train").glob("*.parquet"))
+    rows = pq.read_table(path).to_pylist()
+    rows[0]["source"] = "nobody"
+    write.write_rows(str(path), rows, schema.sample_schema())
+    problems = manifest.content_problems(str(tmp_path / "out"), manifest.read_manifest(str(built)))
+    assert f"train/{path.name}: {rows[0]['uid']}: the manifest names no source 'nobody'" in problems
+
+
 def test_a_build_that_was_changed_is_not_exported(built, tmp_path):
     out = shutil.copytree(built, tmp_path / "out")
     path = next((out / "train").glob("*.parquet"))
