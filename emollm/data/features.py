@@ -6,6 +6,7 @@ of workers, or on whether the run was resumed.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -68,21 +69,28 @@ class FeatureStore:
         rank: int,
         world: int,
     ) -> None:
-        """Compute the features of these rows, each on one rank, and share them among all ranks."""
+        """Compute the features of these rows, each on one rank, and share them among all ranks; as many as are kept."""
+        if not self.limit_bytes:
+            return
         first: dict[str, int] = {}
         for number in numbers:
             first.setdefault(media_key(corpus.row(number)), number)
         wanted = [(key, number) for key, number in sorted(first.items()) if key and key not in self._kept]
         mine = wanted[rank::world]
         computed: dict[str, Features] = {}
-        if mine and rank == 0:
-            with Progress("looking at pictures", total=len(mine), unit="media") as progress:
-                for key, number in mine:
-                    computed[key] = compute(corpus.row(number), model, processor)
-                    progress.advance()
-        else:
+        room = (self.limit_bytes - self.used_bytes) / world
+        with (
+            Progress("looking at pictures", total=len(mine), unit="media")
+            if mine and rank == 0
+            else (contextlib.nullcontext()) as progress
+        ):
             for key, number in mine:
+                if room <= 0:  # more would be computed, sent to all ranks and thrown away
+                    break
                 computed[key] = compute(corpus.row(number), model, processor)
+                room -= computed[key].n_bytes
+                if progress is not None:
+                    progress.advance()
         shares: list[Any] = [computed]
         if world > 1:
             shares = [None] * world

@@ -20,7 +20,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from emollm.config import FoundationConfig, LoRAConfig, MVPConfig
 from emollm.model.attached import AttachedMVP, SquareLayout, attach
 from emollm.model.emollm import EmoLLM, MediaMismatchError
-from emollm.model.families import Visual, make_family
+from emollm.model.families import Visual, blank, make_family
 from emollm.model.foundations import load_mllm
 from emollm.model.light import foundation_reference
 from emollm.model.lora import inject_lora
@@ -147,11 +147,16 @@ class AttachedEmoLLM(EmoLLM):
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """As `EmoLLM.forward`, with `visuals` for pictures. `position_ids` is (B, T), or (3, B, T) where the foundation
-        counts time, rows and columns. Raises MediaMismatchError where visuals and places differ."""
+        counts time, rows and columns. Raises MediaMismatchError where visuals and places differ, and ValueError where
+        the foundation counts rows and columns of visuals and `position_ids` does not."""
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("give input_ids or inputs_embeds")
             inputs_embeds = self._with_visuals(input_ids, visuals or ())
+        if self.family.needs_positions and visuals and (position_ids is None or position_ids.dim() == 2):
+            raise ValueError(
+                "with pictures this foundation needs position_ids (3, B, T), as the processor gives"
+            )
         if self.family.needs_positions and position_ids is not None and position_ids.dim() == 2:
             position_ids = position_ids.expand(
                 3, *position_ids.shape
@@ -176,7 +181,11 @@ class AttachedEmoLLM(EmoLLM):
                 place_BT |= input_ids == token
         embeds_BTL = self.get_input_embeddings()(input_ids.masked_fill(place_BT, 0))
         places = int(place_BT.sum())
-        tokens = torch.cat(self._visual_tokens(visuals)) if visuals else embeds_BTL[:0, 0]
+        tokens = torch.cat(self.visual_tokens(visuals)) if visuals else embeds_BTL[:0, 0]
+        if not visuals and self.training:
+            # Other ranks may have pictures: each must take part in gathering weights and in summing gradients.
+            unseen = torch.cat(self.visual_tokens([blank(self.family)]))
+            embeds_BTL = embeds_BTL + 0 * unseen.sum().to(embeds_BTL.dtype)
         if len(tokens) != places:
             raise MediaMismatchError(
                 f"{len(visuals)} pictures and clips give {len(tokens)} visual tokens, but input_ids leave {places} places"
@@ -189,11 +198,12 @@ class AttachedEmoLLM(EmoLLM):
             tokens = torch.cat(self.family.tokens(self.foundation, visuals))
         return tokens.float().mean(0).cpu().numpy()
 
-    def _visual_tokens(self, visuals: Sequence[Visual]) -> list[Tensor]:
+    def visual_tokens(self, visuals: Sequence[Visual]) -> list[Tensor]:
+        """The visual tokens (M, L) of each picture or clip, MVP's part in them."""
         layout = self.projector.layout
-        if not isinstance(layout, SquareLayout) or self.family.video_token is not None:
+        if not isinstance(layout, SquareLayout):
             return self.family.tokens(self.foundation, visuals)
-        # Clips are shown as pictures here: only MVP knows which of them follow one another.
+        # The tower takes frames as pictures: only MVP knows which of them follow one another.
         layout.media = tuple(len(v.pixels) if v.kind == "video" else 0 for v in visuals)
         try:
             return self.family.tokens(self.foundation, visuals)

@@ -309,6 +309,10 @@ class EmoLLM(PreTrainedModel, GenerationMixin):
                 raise MediaMismatchError(
                     f"input_ids leave {places} places for visual tokens, but no pictures came"
                 )
+            if self.training:
+                # Other ranks may have pictures: each must take part in gathering weights and in summing gradients.
+                shape = (1, self.projector.tokens_per_image, self.config.vision_config.hidden_size)
+                embeds_BTL = embeds_BTL + 0 * self.projector(embeds_BTL.new_zeros(shape)).sum()
             return embeds_BTL
         frames = [int(count) for count in media_frames] if media_frames is not None else [0] * len(patches)
         if sum(max(1, count) for count in frames) != len(patches):
@@ -332,11 +336,13 @@ class EmoLLM(PreTrainedModel, GenerationMixin):
         place_BT = input_ids == self.config.audio_token_id
         if heard is None and sounds:
             heard = self.heard(sounds)
-        tokens_XL = (
-            self.audio_projector(heard.to(embeds_BTL.dtype)).flatten(0, 1)
-            if heard is not None
-            else embeds_BTL[:0, 0]
-        )
+        if heard is not None:
+            tokens_XL = self.audio_projector(heard.to(embeds_BTL.dtype)).flatten(0, 1)
+        else:
+            tokens_XL = embeds_BTL[:0, 0]
+            if self.training and self.audio_tower is not None:  # as in `_embed`
+                nothing = embeds_BTL.new_zeros(1, self.audio_tower.config.d_model)
+                embeds_BTL = embeds_BTL + 0 * self.audio_projector(nothing).sum()
         if len(tokens_XL) != int(place_BT.sum()):
             raise MediaMismatchError(
                 f"the sounds give {len(tokens_XL)} tokens, but input_ids leave {int(place_BT.sum())} places"
@@ -351,6 +357,7 @@ class EmoLLM(PreTrainedModel, GenerationMixin):
                 "pixel_values",
                 "patches",
                 "media_frames",
+                "visuals",
                 "sounds",
                 "heard",
             ):  # they went in with the prompt

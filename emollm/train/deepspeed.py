@@ -33,7 +33,14 @@ def ensure_process_group() -> tuple[int, int]:
     os.environ.setdefault("LOCAL_RANK", "0")
     os.environ.setdefault("RANK", str(dist.get_rank()))
     os.environ.setdefault("WORLD_SIZE", str(dist.get_world_size()))
+    if dist.get_backend() == "nccl":  # else all workers of a machine would share its first GPU
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     return dist.get_rank(), dist.get_world_size()
+
+
+def group_device() -> torch.device:
+    """Where a tensor must lie that goes through the process group: NCCL takes only what is on a GPU."""
+    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
 
 def zero_config(config: DeepSpeedConfig, tune: TuneConfig, accumulation: int) -> dict[str, Any]:
@@ -42,6 +49,7 @@ def zero_config(config: DeepSpeedConfig, tune: TuneConfig, accumulation: int) ->
         "stage": config.stage,
         "reduce_bucket_size": config.bucket_size,
         "allgather_bucket_size": config.bucket_size,
+        "stage3_param_persistence_threshold": min(100_000, config.bucket_size),  # smaller ones stay whole
         "contiguous_gradients": True,
         "overlap_comm": False,
     }
@@ -68,7 +76,10 @@ def make_engine(model: EmoLLM, config: DeepSpeedConfig, tune: TuneConfig, accumu
     import deepspeed
 
     if config.precision == "bf16":
-        model.bfloat16()
+        for (
+            parameter
+        ) in model.parameters():  # not the buffers: rotary frequencies in bf16 are other positions
+            parameter.data = parameter.data.bfloat16()
     if tune.activation_checkpointing:
         # Re-entrant checkpointing passes no gradient to the trained weights behind frozen embeddings.
         model.checkpoint_activations()

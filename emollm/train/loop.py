@@ -30,7 +30,7 @@ from emollm.model.processor import EmoLLMProcessor
 from emollm.train.align import align
 from emollm.train.build import initial_model, part_seed
 from emollm.train.checkpoint import Checkpoints
-from emollm.train.deepspeed import ensure_process_group, make_engine, trained_state
+from emollm.train.deepspeed import ensure_process_group, group_device, make_engine, trained_state
 from emollm.train.metrics import MetricsWriter, read_metrics
 
 FOLD_FILE = "fold.json"
@@ -199,7 +199,8 @@ def _rows_looked_at(state: Fold) -> list[int]:
 
 
 def _rows_seen(state: Fold) -> int:
-    count = torch.tensor([sum(len(batch) for step in state.steps for batch in step.micro_batches)])
+    rows = sum(len(batch) for step in state.steps for batch in step.micro_batches)
+    count = torch.tensor([rows], device=group_device())
     dist.all_reduce(count)
     return int(count)
 
@@ -244,6 +245,7 @@ def run_step(state: Fold, engine: Any, number: int) -> dict[str, Any]:
             sum(len(state.corpus.encoded[row].input_ids) for rows in step.micro_batches for row in rows),
         ],
         dtype=torch.float64,
+        device=group_device(),
     )
     dist.all_reduce(counts)
     supervised = float(counts[0])
@@ -260,7 +262,7 @@ def run_step(state: Fold, engine: Any, number: int) -> dict[str, Any]:
         loss_sum += local
         engine.backward(loss)
         engine.step()
-    total = torch.tensor([loss_sum], dtype=torch.float64)
+    total = torch.tensor([loss_sum], dtype=torch.float64, device=group_device())
     dist.all_reduce(total)
     spent = time.monotonic() - started
     norm = engine.get_global_grad_norm()
@@ -317,7 +319,7 @@ def schedule(number: int, total: int, warmup_share: float, final_share: float) -
 
 def stop_if_not_finite(state: Fold, local: float, rows: Sequence[int], number: int) -> None:
     """Raise NonFiniteLossError on all ranks if the loss of any is not finite, before the optimizer moves."""
-    bad = torch.tensor([0.0 if math.isfinite(local) else 1.0])
+    bad = torch.tensor([0.0 if math.isfinite(local) else 1.0], device=group_device())
     dist.all_reduce(bad)
     if float(bad) == 0:
         return
@@ -345,7 +347,9 @@ def export_fold(state: Fold, engine: Any, result: dict[str, Any]) -> None:
             line["loss"] for line in read_metrics(f"{log_folder(state.recipe, state.number)}/metrics.jsonl")
         ][-5:]
         result["final_loss"] = sum(last) / len(last)
-        result["perspectives"] = perspectives or measure_perspectives(state, weights)
+        result["perspectives"] = (
+            measure_perspectives(state, weights) if perspectives is None else perspectives
+        )
         result["files"] = model_files(state.recipe, state.number)
         storage.write_json(str(folder / FOLD_FILE), result)
     shared: list[Any] = [result]
@@ -394,7 +398,7 @@ def _measure_attached(state: Fold, chosen: Sequence[int]) -> dict[str, float]:
     shares: dict[str, list[float]] = {}
     for number in chosen:
         for visual in state.row_features(number).visuals:
-            opened = model.projector.opened(partial(model.family.tokens, model.foundation, [visual]))
+            opened = model.projector.opened(partial(model.visual_tokens, [visual]))
             for name, share in opened.items():
                 shares.setdefault(name, []).append(share)
     return {name: sum(values) / len(values) for name, values in shares.items()}

@@ -242,3 +242,48 @@ def test_bf16_trains_near_float32(tiny_recipe: TrainRecipe, tmp_path: Path, stag
 
     exact, rounded = losses("fp32"), losses("bf16")
     assert len(exact) == len(rounded) and rounded == pytest.approx(exact, rel=0.02)
+
+
+def test_in_bf16_the_rotary_frequencies_stay_float32(tiny_recipe: TrainRecipe) -> None:
+    """Rounded to bf16 they would move every position but the first."""
+    from emollm.train.deepspeed import ensure_process_group, make_engine
+
+    settings = tiny_recipe.deepspeed.model_copy(update={"precision": "bf16"})
+    ensure_process_group()
+    state = prepare(tiny_recipe, 0, 0, 1, FeatureStore(0))
+    before = {name: b.clone() for name, b in state.model.named_buffers() if "inv_freq" in name}
+    engine = make_engine(state.model, settings, tiny_recipe.tune, 1)
+    after = dict(engine.module.named_buffers())
+    assert before and all(torch.equal(after[name], value) for name, value in before.items())
+    assert next(engine.module.parameters()).dtype == torch.bfloat16
+    engine.destroy()
+
+
+def test_without_a_cache_no_picture_is_looked_at_beforehand(
+    tiny_recipe: TrainRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from emollm.data import features
+    from emollm.train.loop import look_at_pictures
+
+    state = prepare(tiny_recipe, 0, 0, 1, FeatureStore(0))
+    monkeypatch.setattr(features, "compute", lambda *_: pytest.fail("computed and thrown away"))
+    look_at_pictures(state)
+
+
+def test_only_as_many_features_are_computed_beforehand_as_are_kept(
+    tiny_recipe: TrainRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from emollm.data import features
+    from emollm.train.loop import look_at_pictures
+
+    computed = []
+    real = features.compute
+    monkeypatch.setattr(features, "compute", lambda *args: computed.append(real(*args)) or computed[-1])
+    whole = prepare(tiny_recipe, 0, 0, 1, FeatureStore(1))
+    look_at_pictures(whole)
+    size, count = whole.features.used_bytes, len(computed)
+    computed.clear()
+    half = prepare(tiny_recipe, 0, 0, 1, FeatureStore(size / 2 / 2**30))
+    look_at_pictures(half)
+    assert 0 < half.features.used_bytes <= size // 2
+    assert len(computed) < 0.7 * count
