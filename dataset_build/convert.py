@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dataset_build import (
     audio,
     cards,
+    grey_values,
     hash_columns,
     instructions,
     media,
@@ -106,7 +107,7 @@ def _media(record: Record, root: media.Root, settings: MediaSettings) -> list[me
     found: list[media.Medium] = []
     for ref in record.media:
         if ref.pixels is not None and ref.kind == "image":
-            found.append(media.picture_from_pixels(ref.pixels, ref.path, settings, ref.crop))
+            found.append(grey_values.read_picture(ref.pixels, ref.path, settings, ref.crop))
         elif ref.pixels is not None:
             raise media.MediaError("bad_row", f"{ref.path}: grey values for a medium of kind {ref.kind}")
         elif ref.kind == "image":

@@ -18,10 +18,12 @@ import math
 import os
 import re
 import warnings
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 from dataset_build import schema
+from dataset_build.crops import Box, box_of
+from dataset_build.errors import MediaError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -37,10 +39,6 @@ _GIT_LFS = b"version https://git-lfs.github.com/spec/"
 _KEPT_FORMATS = ("PNG", "JPEG", "WEBP")
 # A picture file larger than this is refused whatever `max_file_mb` allows for clips: it would be read whole.
 _MAX_PICTURE_MB = 256
-# The longest side of a picture that is written out in its table (FER2013's have 48).
-_MAX_PIXELS_SIDE = 512
-# What a corner may be off because it was computed in floating point.
-_EPSILON_PX = 1e-6
 # What a file cannot help: too many open files or too little memory, a full disk, a file server that does not answer.
 # A reject is kept with its shard until the row's inputs change, so these must not become one.
 MACHINE_TROUBLE = frozenset(
@@ -57,16 +55,6 @@ MACHINE_TROUBLE = frozenset(
 )
 # Where in memory an object lies, as Python's error messages say it.
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-
-
-class MediaError(ValueError):
-    """A file that cannot be used. `reason` is a reject reason, the message says what was found."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        if reason not in schema.REJECT_REASONS:
-            raise AssertionError(f"{reason!r} is not a reject reason")
-        super().__init__(detail)
-        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -221,82 +209,6 @@ def picture_from_bytes(
     if box is not None:
         identity = hashlib.sha256(f"{digest}:box:{':'.join(map(str, box))}".encode()).hexdigest()
     return Medium("image", (stored,), digest, identity, phash(picture), picture.width, picture.height)
-
-
-def picture_from_pixels(
-    pixels: str, name: str, settings: MediaSettings, crop: schema.Crop | None = None
-) -> Medium:
-    """A square picture from the grey values that `schema.MediaRef.pixels` holds, stored as PNG. Raises MediaError.
-
-    Its identity and `source_sha256` are those of the values, however a table spells them and PNG packs them.
-    """
-    from PIL import Image
-
-    longest = 4 * _MAX_PIXELS_SIDE**2  # three digits and a space each
-    values = pixels.split() if len(pixels) <= longest and pixels.isascii() else []
-    side = math.isqrt(len(values))
-    if not 0 < side <= _MAX_PIXELS_SIDE or side * side != len(values):
-        raise MediaError(
-            "bad_row",
-            f"{name}: {len(values) or len(pixels)} {'grey values' if values else 'characters of pixels'}; expected the "
-            f"values of a square picture with sides of at most {_MAX_PIXELS_SIDE}",
-        )
-    for place, value in enumerate(values):
-        if not (value.isdigit() and len(value) <= 3 and int(value) <= 255):
-            raise MediaError(
-                "bad_row", f"{name}: grey value {place} is {value[:20]!r}; expected a number 0 to 255"
-            )
-    grey = bytes(map(int, values))
-    buffer = io.BytesIO()
-    Image.frombytes("L", (side, side), grey).save(buffer, "PNG", compress_level=6)
-    medium = picture_from_bytes(buffer.getvalue(), name, settings, crop)
-    digest = identity = hashlib.sha256(f"grey:{side}:".encode() + grey).hexdigest()
-    if medium.identity != medium.source_sha256:
-        identity = hashlib.sha256(f"{digest}:{medium.identity}".encode()).hexdigest()
-    return replace(medium, source_sha256=digest, identity=identity)
-
-
-class Box(NamedTuple):
-    """Whole pixels of a picture: left and top belong to it, right and bottom no more."""
-
-    left: int
-    top: int
-    right: int
-    bottom: int
-
-
-def box_of(crop: schema.Crop, width: int, height: int, name: str) -> Box | None:
-    """The pixels that a crop touches, clamped to the upright picture; None where that is the whole picture.
-
-    A crop that holds no pixel is a `bad_row`: the file is good, the annotation names a part that it does not have.
-    """
-    check_crop(crop, name)
-    across, down = (width, height) if crop.unit == "share" else (1, 1)
-    box = Box(
-        math.floor(min(max(crop.left * across + _EPSILON_PX, 0), width)),
-        math.floor(min(max(crop.top * down + _EPSILON_PX, 0), height)),
-        math.ceil(min(max(crop.right * across - _EPSILON_PX, 0), width)),
-        math.ceil(min(max(crop.bottom * down - _EPSILON_PX, 0), height)),
-    )
-    if box.left >= box.right or box.top >= box.bottom:
-        raise MediaError("bad_row", f"{empty_crop(crop, name)}; the picture has {width}x{height} pixels")
-    return None if box == (0, 0, width, height) else box
-
-
-def check_crop(crop: schema.Crop, name: str) -> None:
-    """Raises MediaError (bad_row) for a crop that no picture has."""
-    corners = (crop.left, crop.top, crop.right, crop.bottom)
-    if crop.unit not in ("px", "share") or not all(
-        isinstance(corner, (int, float)) and math.isfinite(corner) for corner in corners
-    ):
-        raise MediaError("bad_row", f"{name}: crop {corners} {crop.unit}: expected four finite numbers")
-    if crop.left >= crop.right or crop.top >= crop.bottom:
-        raise MediaError("bad_row", empty_crop(crop, name))
-
-
-def empty_crop(crop: schema.Crop, name: str) -> str:
-    corners = f"left {crop.left:g}, top {crop.top:g}, right {crop.right:g}, bottom {crop.bottom:g}"
-    return f"{name}: the crop {corners} ({crop.unit}) holds no part of the picture"
 
 
 def open_picture(data: bytes, max_pixels: int = MAX_PIXELS, draft_px: int | None = None) -> Image.Image:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dataset_build import convert as conversion
-from dataset_build import media, plan, roots, video
+from dataset_build import grey_values, media, plan, roots, video
 from dataset_build.recipe import MediaSettings
 from dataset_build.schema import Crop, MediaRef, Record, Reject
 from dataset_build.sources import emoset
@@ -159,7 +159,7 @@ def test_a_crop_without_a_pixel_is_a_bad_row(tmp_path, crop):
 @settings(max_examples=150, deadline=None)
 def test_every_crop_is_a_box_inside_the_picture_or_a_bad_row(width, height, corners, unit):
     try:
-        box = media.box_of(Crop(*corners, unit=unit), width, height, "a.png")
+        box = crops.box_of(Crop(*corners, unit=unit), width, height, "a.png")
     except media.MediaError as error:
         assert error.reason == "bad_row"
     else:
@@ -186,7 +186,7 @@ def test_a_crop_is_of_the_upright_picture(tmp_path):
 
 
 def grey(pixels: str, crop: Crop | None = None, settings: MediaSettings = SETTINGS) -> media.Medium:
-    return media.picture_from_pixels(pixels, "fer2013.csv", settings, crop)
+    return grey_values.read_picture(pixels, "fer2013.csv", settings, crop)
 
 
 def test_grey_values_become_the_picture_they_spell():
