@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataset_build import schema
+
 
 class UsageError(ValueError):
     """The command or the recipe is wrong: nothing was read. Exit code 2."""
@@ -14,3 +16,13 @@ class BuildError(ValueError):
 class StorageError(BuildError):
     """A store (`s3://`) refused or did not answer, retries included, or this machine ran out of something: names the
     path or row. The same command goes on later."""
+
+
+class MediaError(ValueError):
+    """A file that cannot be used. `reason` is a reject reason, the message says what was found."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        if reason not in schema.REJECT_REASONS:
+            raise AssertionError(f"{reason!r} is not a reject reason")
+        super().__init__(detail)
+        self.reason = reason

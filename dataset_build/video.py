@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, NamedTuple
 
-from dataset_build import audio, decoder, media, schema
+from dataset_build import audio, crops, decoder, media, schema
 from dataset_build.decoder import Part, ffmpeg_binary
 from dataset_build.media import MediaError, Medium
 
@@ -51,12 +51,12 @@ def read_clip(root: media.Root, ref: schema.MediaRef, settings: MediaSettings) -
     part = decoder.part_of(ref, settings)
     decoder.check_header(full, ref, container, head, part, settings)
     if ref.crop:
-        media.check_crop(ref.crop, ref.path)
+        crops.check_crop(ref.crop, ref.path)
     decoded, ended = decoder.run(
         command(full, container, part, settings, ref.crop), ref, full, part, settings, _collect
     )
     if ref.crop and ended.code and "non positive size" in ended.errors:
-        raise MediaError("bad_row", media.empty_crop(ref.crop, ref.path))
+        raise MediaError("bad_row", crops.empty_crop(ref.crop, ref.path))
     decoder.check_end(ended, ref.path, not decoded.frames, settings)
     seconds = decoded.n_frames / GRID_FPS
     if not decoded.frames:
@@ -113,7 +113,7 @@ def command(
 
 
 def _crop_filter(crop: schema.Crop) -> str:
-    """ffmpeg's crop filter, which takes the pixels that `media.box_of` would, whatever the size of the frames."""
+    """ffmpeg's crop filter, which takes the pixels that `crops.box_of` would, whatever the size of the frames."""
     across, down = ("iw", "ih") if crop.unit == "share" else ("1", "1")
 
     def edge(rounded: str, corner: float, scale: str, sign: str, limit: str) -> str:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dataset_build import convert as conversion
-from dataset_build import grey_values, media, plan, roots, video
+from dataset_build import crops, grey_values, media, plan, roots, video
 from dataset_build.recipe import MediaSettings
 from dataset_build.schema import Crop, MediaRef, Record, Reject
 from dataset_build.sources import emoset
