@@ -8,6 +8,7 @@ its output ends, when its time is up, or as soon as the file's header declares s
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import shutil
@@ -72,6 +73,15 @@ def ffmpeg_binary() -> str:
     import imageio_ffmpeg
 
     return imageio_ffmpeg.get_ffmpeg_exe()
+
+
+@functools.cache
+def ffmpeg_version() -> str:
+    """The first line of `ffmpeg -version`: another ffmpeg may decode a clip to other bytes."""
+    told = subprocess.run(
+        [ffmpeg_binary(), "-version"], capture_output=True, text=True, timeout=60, check=True
+    )
+    return told.stdout.partition("\n")[0]
 
 
 def container_format(head: bytes) -> str | None:

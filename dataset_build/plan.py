@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from dataset_build import convert, instructions, provenance, quality, roots, schema, sources, storage
+from dataset_build import convert, decoder, instructions, provenance, quality, roots, schema, sources, storage
 from dataset_build.errors import BuildError
 from dataset_build.instructions import Wording
 from dataset_build.recipe import BuildRecipe, SourceSpec
@@ -79,6 +80,7 @@ def make(
     plan = Plan([], RejectLog(), Counter())
     code = provenance.code_digest(["dataset_build"], leave_out=_NOT_CONVERSION)
     settings = convert.media_digest(recipe.media)
+    tools = _tools()
     known = finished(work) if work is not None else None
     for spec in recipe.sources:
         adapter = sources.adapter(spec.name)
@@ -92,6 +94,7 @@ def make(
             settings,
             asked,
             code,
+            tools,
         ]
         root = recipe.source_root(spec)
         records = _unique(_items(recipe, spec, plan), plan)
@@ -111,6 +114,12 @@ def make(
                 f"dataset_build check {spec.name} {root}` says what is missing), or take the source out of the recipe"
             )
     return plan
+
+
+def _tools() -> list[str]:
+    """The versions of what turns media into the bytes that are stored, so that an upgrade converts everything again."""
+    names = ("pillow", "ImageHash", "numpy", "scipy", "pyarrow")
+    return [*(f"{name} {importlib.metadata.version(name)}" for name in names), decoder.ffmpeg_version()]
 
 
 def finished(work: str) -> set[str] | None:
@@ -249,7 +258,8 @@ def _add_shard(
     shard = Shard(name, number, key, len(records))
     plan.shards.append(shard)
     if work is not None and not is_done(shard, work, known):
-        storage.write_bytes(shard.path(work, "plan.json"), json.dumps(rows, ensure_ascii=False).encode())
+        data = json.dumps(rows, ensure_ascii=False).encode()
+        storage.write_bytes(shard.path(work, "plan.json"), data, durable=False)
 
 
 def _plain(record: Record) -> dict[str, Any]:

@@ -140,8 +140,10 @@ def open_read(path: str) -> IO[bytes]:
     return s3.open_read(path) if is_remote(path) else open(path, "rb")
 
 
-def write_bytes(path: str, data: bytes) -> None:
-    """Write `data` to `path`, atomically; missing folders are made."""
+def write_bytes(path: str, data: bytes, *, durable: bool = True) -> None:
+    """Write `data` to `path`, atomically; missing folders are made. What a lost file would only cost the time to write it
+    again need not be `durable`: it is then not forced to the disk, which takes 0.1 s on a busy one.
+    """
     if not is_remote(path):
         folder, name = os.path.split(os.path.abspath(path))
         os.makedirs(folder, exist_ok=True)
@@ -149,8 +151,9 @@ def write_bytes(path: str, data: bytes) -> None:
         try:
             with open(partial, "wb") as stream:
                 stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
+                if durable:
+                    stream.flush()
+                    os.fsync(stream.fileno())
             os.replace(partial, path)
         finally:
             if os.path.exists(partial):

@@ -209,6 +209,12 @@ def test_a_converted_shard_is_not_taken_for_that_of_another_adapter(odd, tmp_pat
     assert len(keys) == 2
 
 
+def test_another_ffmpeg_converts_again(odd, tmp_path, monkeypatch):
+    before = plan.make(recipe(tmp_path), None).shards[0].key
+    monkeypatch.setattr(plan.decoder, "ffmpeg_version", lambda: "ffmpeg version of tomorrow")
+    assert plan.make(recipe(tmp_path), None).shards[0].key != before
+
+
 def test_a_source_may_hold_files_whose_names_are_not_utf_8(odd, tmp_path):
     before = inputs_digest(recipe(tmp_path))
     with open(os.fsencode(tmp_path) + b"/\xff\xfe.png", "wb") as stream:
