@@ -94,7 +94,7 @@ def make(
             settings,
             asked,
             code,
-            tools,
+            *tools,
         ]
         root = recipe.source_root(spec)
         records = _unique(_items(recipe, spec, plan), plan)
