@@ -22,7 +22,7 @@ def with_absolute_paths(recipe: TrainRecipe) -> TrainRecipe:
     """The recipe with local paths made absolute, because workers run in folders of their own."""
     named = {part: getattr(recipe.foundation, part) for part in FOUNDATION_PARTS}
     foundation = recipe.foundation.model_copy(
-        update={part: _absolute(path) for part, path in named.items() if path is not None}
+        update={part: _absolute(path) for part, path in named.items() if path}
     )
     places = {"data": _absolute(recipe.data), "out": str(Path(recipe.out).resolve())}
     return recipe.model_copy(update={"foundation": foundation, **places})

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from emollm.__main__ import main
-from emollm.config import RecipeError, load_recipe, train_inputs_digest
+from emollm.config import RecipeError, TrainRecipe, load_recipe, train_inputs_digest
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -118,3 +118,12 @@ def test_predict_and_export_give_the_same_answer(
     assert main(["export", fold, str(tmp_path / "whole")]) == 1
     (tmp_path / "text.png").write_text("not a picture")
     assert main(["predict", str(tmp_path / "text.png"), "--model", fold]) == 1
+
+
+def test_absolute_paths_leave_parts_that_are_not_named_unnamed(tiny_recipe, monkeypatch, tmp_path) -> None:
+    from emollm.train.run import with_absolute_paths
+
+    absolute = with_absolute_paths(tiny_recipe)
+    assert TrainRecipe.model_validate(absolute.model_dump()) == absolute
+    assert absolute.foundation.mllm == "" and absolute.foundation.audio is None
+    assert Path(absolute.foundation.vision).is_absolute()
