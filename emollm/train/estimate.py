@@ -54,10 +54,10 @@ class Memory(NamedTuple):
         return sum(self)
 
 
-def describe(recipe: TrainRecipe) -> str:
-    """What a training of this recipe would do and take. Loads no weights and starts nothing."""
+def describe(recipe: TrainRecipe, size: Size | None = None) -> str:
+    """What a training of this recipe would do and take. Loads no weights and starts nothing. `size`: from `count`."""
     lines = [f"recipe {recipe.name}: {recipe.data} -> {recipe.out}", *_rows(recipe)]
-    size = count(recipe)
+    size = size or count(recipe)
     per_token = flops_per_token(size)
     lines += [
         f"parameters: {_millions(size.trained)} trained, {_millions(size.frozen)} frozen; "

@@ -32,7 +32,7 @@ def test_every_large_recipe_is_planned_without_weights(name: str):
         PUBLISHED_SIZE[name] * 1e9, rel=0.02
     )
     assert 0 < size.mvp < 0.02 * size.total
-    text = estimate.describe(recipe)
+    text = estimate.describe(recipe, size)
     for part in ("parameters:", "memory per worker: about", "GPUs of 80 GiB: at least", "ZeRO"):
         assert part in text
     named = {
