@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 STEPS = 6
 _CANCEL_PATIENCE_S = 45.0
+# How long the last log lines of a run may take to arrive.
+_LAST_LINES_S = 4.0
 _SILENCE_S = 30.0
 _WARNING = 30
 # Which of Ray's processes printed the line.
@@ -170,7 +172,7 @@ def _follow(api: PrefectApi, run_id: str, alive: Callable[[], bool]) -> dict[str
     """
     shown: dict[str, int] = {}
     silent_since = time.monotonic()
-    failures = 0
+    failures, ended = 0, 0.0
     while True:
         try:
             state = api.run(run_id)
@@ -187,7 +189,10 @@ def _follow(api: PrefectApi, run_id: str, alive: Callable[[], bool]) -> dict[str
             time.sleep(2)
             continue
         if state["state_type"] in FINAL_STATES:
-            return state
+            # The run's process sends its last lines in a batch, which may arrive after its final state.
+            ended = ended or time.monotonic()
+            if time.monotonic() - ended > _LAST_LINES_S:
+                return state
         if time.monotonic() - silent_since > _SILENCE_S:
             if not alive():
                 raise WorkerGone(
