@@ -46,11 +46,22 @@ def _parser() -> argparse.ArgumentParser:
         "  python -m dataset_build export OUT llava DEST          for other programs\n\n" + _CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = _Commands(parser)
+    _add_source_commands(commands)
+    _add_build_commands(commands)
+    _add_export_commands(commands)
+    return parser
 
-    def command(name: str, what: str, *examples: str) -> argparse.ArgumentParser:
+
+class _Commands:
+    """The sub-commands of the parser: each with a sentence, examples and the exit codes in its help."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self._commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(self, name: str, what: str, *examples: str) -> argparse.ArgumentParser:
         lines = "".join(f"  python -m dataset_build {name} {example}\n" for example in examples)
-        return commands.add_parser(
+        return self._commands.add_parser(
             name,
             help=what,
             description=f"{what[0].upper()}{what[1:]}.",
@@ -58,13 +69,15 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
-    sources = command(
+
+def _add_source_commands(commands: _Commands) -> None:
+    sources = commands.add(
         "sources", "list the sources that recipes can name, or say all about one", "", "mustard"
     )
     sources.add_argument("name", nargs="?", help="one source: what to download, citation, limits, options")
     sources.set_defaults(run=_sources)
 
-    check = command(
+    check = commands.add(
         "check",
         "compare a folder with what a source should hold: rows, media files, first bytes of the files",
         "meld /data/MELD.Raw",
@@ -88,7 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--json", action="store_true", help="print the findings as JSON")
     check.set_defaults(run=_check)
 
-    build = command(
+
+def _add_build_commands(commands: _Commands) -> None:
+    build = commands.add(
         "build",
         "build EmoBench from a recipe; goes on where an earlier build stopped",
         "quickstart --dry-run",
@@ -111,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     build.set_defaults(run=_build)
 
-    verify = command(
+    verify = commands.add(
         "verify",
         "check a finished build against its manifest: digests, ledger, and every row read back",
         "runs/emobench",
@@ -121,13 +136,15 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--shallow", action="store_true", help="digests and ledger only")
     verify.set_defaults(run=_verify)
 
-    stats = command(
+    stats = commands.add(
         "stats", "print the ledger, labels, rejects and leakage of a finished build", "runs/emobench"
     )
     stats.add_argument("out", help="the folder of the build")
     stats.set_defaults(run=_stats)
 
-    export = command(
+
+def _add_export_commands(commands: _Commands) -> None:
+    export = commands.add(
         "export",
         "write a finished build as LLaVA conversations, for Hugging Face datasets, or as WebDataset shards",
         "runs/emobench llava runs/emobench-llava",
@@ -148,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.set_defaults(run=_export)
 
-    back = command(
+    back = commands.add(
         "import", "make a finished build from an export", "llava runs/emobench-llava runs/emobench-again"
     )
     back.add_argument("format", choices=["llava"], help="what `export` wrote")
@@ -158,7 +175,6 @@ def _parser() -> argparse.ArgumentParser:
         "--force", action="store_true", help="replace what a build writes in a folder that is not empty"
     )
     back.set_defaults(run=_import)
-    return parser
 
 
 def _build(options: argparse.Namespace) -> int:

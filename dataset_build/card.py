@@ -14,6 +14,7 @@ from typing import Any
 from dataset_build import card_losses, card_plots, ledger, markdown, schema, storage
 from dataset_build.card_counts import Stats, collect
 from dataset_build.labels import SUB_TASK_NAMES
+from dataset_build.progress import data_size
 
 __all__ = ["collect", "render", "text_summary", "write"]
 
@@ -96,7 +97,7 @@ def _head(manifest: Manifest, stats: Stats) -> str:
     return f"""# EmoBench: {manifest["recipe"]["name"]}
 
 **{stats.kept:,} samples** ({split}) out of {out_of:,} records from {markdown.count(len(manifest["sources"]), "source")}: pictures and
-clips with an instruction and an answer, in six sub-tasks of emotional understanding; {markdown.size(n_bytes)}. Built by version
+clips with an instruction and an answer, in six sub-tasks of emotional understanding; {data_size(n_bytes)}. Built by version
 {code["version"]}{commit}{dirty}; digest `{manifest["digest"][:16]}`, schema {manifest["schema_version"]}."""
 
 
@@ -142,7 +143,7 @@ def _sources(manifest: Manifest, stats: Stats) -> str:
         ]
         counts = (f"{stats.rows(source=name, split=split):,}" for split in schema.SPLITS)
         what = f"{fact['title']}{' (demonstration)' if fact['demonstration'] else ''}"
-        rows.append([f"`{name}`", what, *counts, ", ".join(kinds) or "–", markdown.size(n_bytes[name])])
+        rows.append([f"`{name}`", what, *counts, ", ".join(kinds) or "–", data_size(n_bytes[name])])
     return (
         "## Sources\n\n![rows by source](stats/sources.png)\n\n"
         + markdown.table(["source", "what", *schema.SPLITS, "media", "size"], rows)

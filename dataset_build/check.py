@@ -18,7 +18,7 @@ from typing import Any
 
 from dataset_build import audio, decoder, ledger, media, quality, roots, schema, sources, storage
 from dataset_build.errors import UsageError
-from dataset_build.progress import Progress
+from dataset_build.progress import Progress, data_size
 from dataset_build.schema import MediaRef, Record, Reject
 from dataset_build.sources.base import Adapter
 
@@ -264,7 +264,7 @@ def report(found: Checked) -> str:
     if found.files_named:
         absent = found.files_named - found.files_there
         parts.append(
-            f"media: {found.files_named:,} files named, {found.files_there:,} there ({_size(found.n_bytes)}), "
+            f"media: {found.files_named:,} files named, {found.files_there:,} there ({data_size(found.n_bytes)}), "
             f"{absent:,} not" + (f"; {found.files_opened:,} opened ({opened})" if found.files_opened else "")
         )
     else:
@@ -327,12 +327,3 @@ def _indented(tally: Tally) -> str:
         [f"  … and {tally.count - len(tally.examples):,} more"] if tally.count > len(tally.examples) else []
     )
     return "\n".join([*(f"  {example}" for example in tally.examples), *more])
-
-
-def _size(n_bytes: int) -> str:
-    size = float(n_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from dataset_build import decide, leakage, ledger, plan, schema
 from dataset_build.plan import Fingerprint
+from dataset_build.progress import data_size
 from dataset_build.recipe import BuildRecipe, MediaSettings
 from dataset_build.schema import MediaRef, Record, Reject
 
@@ -109,16 +110,7 @@ def table(tallies: dict[str, dict[str, Tally]]) -> str:
 
 def _line(source: str, split: str, one: Tally) -> list[str]:
     counts = (f"{number:,}" for number in (one.records, one.rejects, one.by_rule, one.files))
-    return [source, split, *counts, _size(one.n_bytes), f"{one.absent:,}", _size(one.estimate)]
-
-
-def _size(n_bytes: float) -> str:
-    """`1536` → `1.5 KiB`."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if n_bytes < 1024:
-            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1024
-    return f"{n_bytes:.1f} TiB"
+    return [source, split, *counts, data_size(one.n_bytes), f"{one.absent:,}", data_size(one.estimate)]
 
 
 def _count(one: Tally, record: Record, fingerprints: list[Fingerprint], settings: MediaSettings) -> None:

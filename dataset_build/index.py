@@ -7,13 +7,12 @@ all that is kept. About 150 bytes a row.
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dataset_build import hash_columns, schema
+from dataset_build import schema
 from dataset_build.sources.base import Pictures, SplitMode
 
 if TYPE_CHECKING:
@@ -27,27 +26,6 @@ class SourceFacts(NamedTuple):
     mode: SplitMode
     group_key: str
     pictures: Pictures
-
-
-class Row(NamedTuple):
-    """One row in plain values, for callers with few of them. Texts stand for their digests here."""
-
-    uid: str
-    source: str = "s"
-    sub_task: str = "emo_c"
-    label: str = "a"
-    group: str = ""
-    split: str | None = None
-    fold: int | None = None
-    content: str = ""
-    media: tuple[str, ...] = ()
-    phash: str = ""
-    text: str = ""
-    text_words: int = 0
-    ocr: str = ""
-    ocr_words: int = 0
-    show: str = ""
-    n_bytes: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,28 +212,6 @@ class Builder:
 
         values, codes = np.unique(self._joined(name, np.uint64), return_inverse=True)
         return codes.astype(np.int32) - (1 if len(values) and values[0] == 0 else 0)
-
-
-def from_rows(rows: Sequence[Row], facts: Mapping[str, SourceFacts]) -> Index:
-    """The index of a few rows in plain values; a row without content or group gets one of its own."""
-    import pyarrow as pa
-
-    builder = Builder(facts)
-    for row in rows:
-        value = {
-            **row._asdict(),
-            "media": [_digest(medium) for medium in row.media],
-            "group": row.group or row.uid,
-            "content": _digest(row.content or "|".join(row.media) or row.uid),
-            "text": _digest(row.text),
-            "ocr": _digest(row.ocr),
-        }
-        builder.add(pa.Table.from_pylist([value], schema=hash_columns.arrow_schema()), row.source)
-    return builder.finish()
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest() if text else ""
 
 
 def _interned(values: pyarrow.Array) -> list[str]:

@@ -52,11 +52,3 @@ def length(seconds: float) -> str:
         if seconds >= 60
         else f" ({seconds:.0f} s)"
     )
-
-
-def size(n_bytes: float) -> str:
-    for unit in ("B", "KB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} {unit}" if unit in ("B", "KB") else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.1f} TB"

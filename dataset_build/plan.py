@@ -180,11 +180,9 @@ def _storable(item: Record | Reject) -> Record | Reject:
     plain = _plain(item) if isinstance(item, Record) else vars(item)
     try:
         json.dumps(plain, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        pass  # some text is not; which is found below
-    else:
         return item
-    values = {name: value for name, value in plain.items() if not _is_unicode(value)}
+    except UnicodeEncodeError:  # some text is not; which, takes longer to find
+        values = {name: value for name, value in plain.items() if not _is_unicode(value)}
     shown = "; ".join(f"{name} = {quality.escaped(repr(value))[:100]}" for name, value in values.items())
     detail = f"half of a surrogate pair, which UTF-8 cannot hold, in {shown}"
     if isinstance(item, Reject):

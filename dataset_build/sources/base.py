@@ -48,9 +48,8 @@ class Adapter(Protocol):
     LIMITS: str  # what these data cannot show; printed in the dataset card
     SIZE: str  # what the published set holds, e.g. "118,102 images"
     DOWNLOAD: str  # what to ask for or fetch, from whom, and which files the root must hold
-    EXPECTED: dict[
-        str, int
-    ]  # published rows per split ("all" where there is none): a difference is a warning
+    # Published rows per split ("all" where there is none): a difference is a warning.
+    EXPECTED: dict[str, int]
     SUB_TASKS: tuple[str, ...]
     PICTURES: Pictures
     SPLIT: SplitMode  # the default one; see `split_mode`

@@ -13,7 +13,7 @@ from typing import Any
 
 from dataset_build import labels
 from dataset_build.schema import MediaRef, Record, Reject
-from dataset_build.sources import base, readers
+from dataset_build.sources import base, emotion_rows, readers
 
 NAME = "emoset"
 VERSION = "1"
@@ -54,28 +54,27 @@ def _items(
     ):
         uid = f"{NAME}/{split}/row-{number}"
         detail = f"{path} entry {number}: expected [emotion, image_id, image path, annotation path], found {row!r:.120}"
-        yield from base.rejects(uid, NAME, split, options.sub_tasks(uid), "bad_row", detail)
+        yield from emotion_rows.refused(uid, split, options, "bad_row", detail)
         return
     native, image_id, image = row[:3]
     uid = f"{NAME}/{split}/{image_id}"
-    sub_tasks = options.sub_tasks(uid)
     label = labels.emotion(native)
     if label not in labels.MIKELS:
         detail = (
             f"{path} entry {number} ({image_id}): emotion {native!r} is not one of {', '.join(labels.MIKELS)}"
         )
-        yield from base.rejects(uid, NAME, split, sub_tasks, "unknown_label", detail)
+        yield from emotion_rows.refused(uid, split, options, "unknown_label", detail)
         return
-    for sub_task in sub_tasks:
-        yield Record(
-            uid=base.uid_for(uid, sub_task, sub_tasks),
-            source=NAME,
-            sub_task=sub_task,
-            split=split,
-            media=(MediaRef("image", image),),
-            label=label,
-            native_label=native,
-            licence_tag="emoset-research",
-            options=labels.MIKELS if sub_task == "emo_c" else (),
-            group_keys={"picture": image_id},
-        )
+    record = Record(
+        uid=uid,
+        source=NAME,
+        sub_task="emo_c",
+        split=split,
+        media=(MediaRef("image", image),),
+        label=label,
+        native_label=native,
+        licence_tag="emoset-research",
+        options=labels.MIKELS,
+        group_keys={"picture": image_id},
+    )
+    yield from emotion_rows.asked(record, options)

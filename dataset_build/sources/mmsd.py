@@ -118,11 +118,10 @@ def _row(line: str) -> tuple[str, str, list[Any]] | str:
         return str(error)
     if not isinstance(value, list) or not 3 <= len(value) <= 4:
         return f"expected [id, text, label] or [id, text, hashtag label, human label], found {value!r:.120}"
-    tweet, text, *judged = value
-    if isinstance(tweet, int) and not isinstance(tweet, bool) and abs(tweet) < 10**30:
-        tweet = str(tweet)
-    if not isinstance(tweet, str) or not (tweet.isascii() and tweet.isdigit()) or len(tweet) > 30:
-        return f"the tweet's id is {tweet!r:.60}; expected at most 30 digits, as a text or a whole number"
+    found, text, *judged = value
+    tweet = readers.digits(found)
+    if not tweet:
+        return f"the tweet's id is {found!r:.60}; expected at most 30 digits, as a text or a whole number"
     if not isinstance(text, str):
         return f"tweet {tweet}: the text is {text!r:.60}"
     return tweet, text, judged

@@ -62,7 +62,7 @@ def read(root: str, options: Options) -> Iterator[Record | Reject]:
 
 
 def _item(where: str, split: str, number: int, row: Any, pictures: str, options: Options) -> Record | Reject:
-    tweet = _id(row.get("image_id")) if isinstance(row, dict) else ""
+    tweet = readers.digits(row.get("image_id")) if isinstance(row, dict) else ""
     if not tweet or not isinstance(row.get("text"), str):
         uid = f"{NAME}/{split}/{tweet or f'entry-{number}'}"
         detail = f"{where}: expected {{image_id: digits, text, label: 0 or 1}}, found {row!r:.160}"
@@ -87,11 +87,3 @@ def _item(where: str, split: str, number: int, row: Any, pictures: str, options:
         label_rule=_RULES[options.annotation],
         group_keys={"tweet": tweet},
     )
-
-
-def _id(value: Any) -> str:
-    """The digits of a tweet's id; empty for anything else, a float too (it has lost the last digits)."""
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**30:
-        return str(value)
-    digits = value if isinstance(value, str) and value.isascii() and value.isdigit() else ""
-    return digits if len(digits) <= 30 else ""

@@ -292,6 +292,15 @@ def whole(value: object) -> int | None:
     return None
 
 
+def digits(value: object, most: int = 30) -> str:
+    """The at most `most` digits of an id that is written as a whole number or as text; empty for anything else, a float too
+    (it has lost the last digits)."""
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**most:
+        return str(value)
+    plain = value if isinstance(value, str) and value.isascii() and value.isdigit() else ""
+    return plain if len(plain) <= most else ""
+
+
 def number(value: object) -> float | None:
     """A finite number, also written as text; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):

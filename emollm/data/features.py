@@ -18,6 +18,7 @@ from dataset_build.progress import Progress
 from dataset_build.provenance import sha256_of_bytes
 from emollm.data.collate import AnyProcessor, decode_pictures, decode_sounds, decode_visuals
 from emollm.data.loader import Corpus
+from emollm.model.base import EmoLLMBase
 from emollm.model.emollm import EmoLLM
 from emollm.model.families import Visual
 from emollm.model.processor import EmoLLMProcessor
@@ -48,7 +49,7 @@ class FeatureStore:
         self.used_bytes = 0
         self._kept: dict[str, Features] = {}
 
-    def row(self, corpus: Corpus, number: int, model: EmoLLM, processor: AnyProcessor) -> Features:
+    def row(self, corpus: Corpus, number: int, model: EmoLLMBase, processor: AnyProcessor) -> Features:
         """Features of all media of a row, in order."""
         row = corpus.row(number)
         key = media_key(row)
@@ -64,7 +65,7 @@ class FeatureStore:
         self,
         corpus: Corpus,
         numbers: Sequence[int],
-        model: EmoLLM,
+        model: EmoLLMBase,
         processor: AnyProcessor,
         rank: int,
         world: int,
@@ -117,10 +118,11 @@ def media_key(row: dict[str, Any]) -> str:
 
 
 @torch.no_grad()
-def compute(row: dict[str, Any], model: EmoLLM, processor: AnyProcessor) -> Features:
+def compute(row: dict[str, Any], model: EmoLLMBase, processor: AnyProcessor) -> Features:
     """Features of a row's pictures and sounds, one forward pass each."""
     if not isinstance(processor, EmoLLMProcessor):
         return Features(None, None, tuple(decode_visuals(row, processor)))
+    assert isinstance(model, EmoLLM)
     device = model.device
     patches = [
         model.patch_features(picture.unsqueeze(0).to(device)).cpu()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from emollm.model.processor import Turns
-
-IGNORED = -100
+from emollm.model.base import IGNORED
+from emollm.model.chat import Turns
 
 
 class EmptyMaskError(ValueError):

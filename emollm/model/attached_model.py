@@ -1,7 +1,7 @@
 """EmoLLM on a foundation MLLM (LLaVA-1.5, LLaVA-OneVision, Qwen2.5-VL, SmolVLM) whose weights are kept.
 
 The foundation's own vision tower and projector give the visual tokens, MVP adds to them, the foundation's language model
-reads on. Saving, loading, loss and scoring are those of `EmoLLM`. At step 0 the logits are the foundation's.
+reads on. Saving, loading and loss are those of every EmoLLM (`base`). At step 0 the logits are the foundation's.
 
 Shape suffixes: B sequences, T tokens, M visual tokens of the batch, L language width.
 """
@@ -19,7 +19,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from emollm.config import FoundationConfig, LoRAConfig, MVPConfig
 from emollm.model.attached import AttachedMVP, SquareLayout, attach
-from emollm.model.emollm import EmoLLM, MediaMismatchError
+from emollm.model.base import EmoLLMBase, MediaMismatchError, close
 from emollm.model.families import Visual, blank, make_family
 from emollm.model.foundations import load_mllm
 from emollm.model.light import foundation_reference
@@ -48,29 +48,27 @@ class AttachedConfig(PreTrainedConfig):
         return self.foundation().get_text_config()
 
 
-class AttachedEmoLLM(EmoLLM):
+class AttachedEmoLLM(EmoLLMBase):
     """Forward: `visuals` (pictures and clips in the order of their places) fill the foundation's visual tokens."""
 
-    config_class = AttachedConfig  # type: ignore[assignment]
+    config_class = AttachedConfig
 
     def __init__(self, config: AttachedConfig, foundation: PreTrainedModel | None = None) -> None:
         """With `foundation`, a pretrained one is taken in; without, one is made from the config."""
-        PreTrainedModel.__init__(self, config)
+        super().__init__(config)
         own = config.foundation()
         made: Any = foundation if foundation is not None else AutoModelForImageTextToText.from_config(own)
         self.family = make_family(own, config.max_side_px)
-        self._mvp = [
-            attach(made, MVPConfig(**(config.mvp or {})))
-        ]  # in a list: it is registered in the foundation
+        # In a list, because it is registered inside the foundation.
+        self._mvp = [attach(made, MVPConfig(**(config.mvp or {})))]
         self.foundation = made
-        self.audio_tower = self.audio_projector = None
         self.place_ids = [own.image_token_id, getattr(own, "video_token_id", None)]
         self.post_init()
         if config.lora is not None:
             inject_lora(self.get_decoder(), LoRAConfig(**config.lora))
 
     @property
-    def projector(self) -> AttachedMVP:  # type: ignore[override]
+    def projector(self) -> AttachedMVP:
         """MVP, where it sits inside the foundation."""
         return self._mvp[0]
 
@@ -78,9 +76,7 @@ class AttachedEmoLLM(EmoLLM):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, AttachedMVP):
-            for out in (module.content_out, module.relation_out):
-                if out is not None:
-                    nn.init.zeros_(out.weight)
+            close([module.content_out, module.relation_out])
 
     @classmethod
     def attached(

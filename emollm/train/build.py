@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from emollm.config import TrainRecipe
+from emollm.model.base import EmoLLMBase
 from emollm.model.emollm import EmoLLM
 from emollm.model.foundations import PICTURES, load_mllm_tokenizer, read_config
 from emollm.model.processor import EmoLLMProcessor
@@ -49,7 +50,7 @@ def initial_processor(recipe: TrainRecipe) -> Any:
     )
 
 
-def initial_model(recipe: TrainRecipe, seed: int) -> tuple[EmoLLM, Any]:
+def initial_model(recipe: TrainRecipe, seed: int) -> tuple[EmoLLMBase, Any]:
     """Foundations with fresh MVP and LoRA, before any alignment: the `untrained` baseline.
 
     The foundations are frozen. Every part has its own seed, so that ablating one perspective leaves the others alone.
@@ -58,7 +59,7 @@ def initial_model(recipe: TrainRecipe, seed: int) -> tuple[EmoLLM, Any]:
     if recipe.foundation.family == "attached":
         from emollm.model.attached_model import AttachedEmoLLM
 
-        model: EmoLLM = AttachedEmoLLM.attached(
+        model: EmoLLMBase = AttachedEmoLLM.attached(
             recipe.foundation, recipe.mvp, recipe.lora, recipe.full_language
         )
     else:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from emollm.config import DeepSpeedConfig, TuneConfig
-from emollm.model.emollm import EmoLLM
+from emollm.model.base import EmoLLMBase
 
 
 def without_compiled_extensions() -> None:
@@ -70,7 +70,7 @@ def zero_config(config: DeepSpeedConfig, tune: TuneConfig, accumulation: int) ->
     }
 
 
-def make_engine(model: EmoLLM, config: DeepSpeedConfig, tune: TuneConfig, accumulation: int) -> Any:
+def make_engine(model: EmoLLMBase, config: DeepSpeedConfig, tune: TuneConfig, accumulation: int) -> Any:
     """A DeepSpeed engine that trains MVP and LoRA, each with its own learning rate. Rank 0's weights go to all."""
     without_compiled_extensions()
     import deepspeed
@@ -111,7 +111,7 @@ def trained_state(engine: Any) -> dict[str, Tensor]:
     """The trained weights, whole, on the CPU. Every rank calls this; under ZeRO 3 rank 0 alone gets the values."""
     import deepspeed
 
-    model: EmoLLM = engine.module
+    model: EmoLLMBase = engine.module
     names = model.trained_names()
     parameters = [(name, p) for name, p in model.named_parameters() if name in names]
     if engine.zero_optimization_stage() < 3:

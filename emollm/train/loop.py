@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,13 +19,15 @@ from torch import Tensor
 from dataset_build import storage
 from dataset_build.provenance import sha256_of_file
 from emollm.config import TrainRecipe
-from emollm.data.collate import Encoded
+from emollm.data.collate import AnyProcessor, Encoded
 from emollm.data.features import Features, FeatureStore
 from emollm.data.loader import Corpus, Step, plan_training, read_digest, training_table
 from emollm.data.masking import IGNORED
 from emollm.data.packing import first_fit, pack
+from emollm.model.base import EmoLLMBase
 from emollm.model.emollm import EmoLLM
 from emollm.model.processor import EmoLLMProcessor
+from emollm.train import perspectives
 from emollm.train.align import align
 from emollm.train.build import initial_model, part_seed
 from emollm.train.checkpoint import Checkpoints
@@ -46,8 +47,8 @@ class Fold(NamedTuple):
 
     recipe: TrainRecipe
     number: int
-    model: EmoLLM
-    processor: EmoLLMProcessor
+    model: EmoLLMBase
+    processor: AnyProcessor
     corpus: Corpus
     features: FeatureStore
     steps: list[Step]
@@ -175,9 +176,9 @@ def align_fold(state: Fold) -> list[float]:
     if state.recipe.foundation.family == "attached":
         return []
     started = time.monotonic()
-    losses = align(
-        state.model, state.processor, state.corpus, state.row_patches, state.recipe.align, state.recipe.seed
-    )
+    model, processor = state.model, state.processor
+    assert isinstance(model, EmoLLM) and isinstance(processor, EmoLLMProcessor)
+    losses = align(model, processor, state.corpus, state.row_patches, state.recipe.align, state.recipe.seed)
     if losses and state.rank == 0:
         print(
             f"fold {state.number}: aligned pictures with label words in {len(losses)} steps, "
@@ -335,9 +336,8 @@ def stop_if_not_finite(state: Fold, local: float, rows: Sequence[int], number: i
 
 def export_fold(state: Fold, engine: Any, result: dict[str, Any]) -> None:
     """Write model, processor and, last, `fold.json` to `OUT/fold-k`. Every rank calls this."""
-    perspectives = None
-    if state.recipe.foundation.family == "attached":
-        perspectives = _measure_attached(state, _rows_with_pictures(state, 16))
+    attached = state.recipe.foundation.family == "attached"
+    opened = perspectives.of_attached(state) if attached else {}
     weights = trained_state(engine)
     if state.rank == 0:
         folder = Path(fold_folder(state.recipe, state.number))
@@ -347,58 +347,9 @@ def export_fold(state: Fold, engine: Any, result: dict[str, Any]) -> None:
             line["loss"] for line in read_metrics(f"{log_folder(state.recipe, state.number)}/metrics.jsonl")
         ][-5:]
         result["final_loss"] = sum(last) / len(last)
-        result["perspectives"] = (
-            measure_perspectives(state, weights) if perspectives is None else perspectives
-        )
+        result["perspectives"] = opened if attached else perspectives.of_composed(state, weights)
         result["files"] = model_files(state.recipe, state.number)
         storage.write_json(str(folder / FOLD_FILE), result)
     shared: list[Any] = [result]
     dist.broadcast_object_list(shared, src=0)
     result.update(shared[0])
-
-
-def _rows_with_pictures(state: Fold, most: int) -> list[int]:
-    """At most `most` training rows with pictures, evenly over the corpus."""
-    numbers = [n for n in range(len(state.corpus)) if state.corpus.encoded[n].media_frames]
-    return numbers[:: max(1, len(numbers) // most)][:most]
-
-
-def measure_perspectives(state: Fold, weights: dict[str, Tensor], most: int = 64) -> dict[str, float]:
-    """How far MVP's perspectives have opened, over up to `most` training rows with pictures."""
-    chosen = _rows_with_pictures(state, most)
-    from emollm.config import MVPConfig
-    from emollm.model.projector import MVP, SceneProjection
-
-    config = state.model.config
-    projector = MVP(
-        SceneProjection(config.vision_config.hidden_size, config.text_config.hidden_size),
-        config.vision_config.hidden_size,
-        config.text_config.hidden_size,
-        **MVPConfig(**config.mvp).model_dump(),
-    )
-    projector.load_state_dict(
-        {
-            name.removeprefix("projector."): value
-            for name, value in weights.items()
-            if name.startswith("projector.")
-        }
-    )
-    found = [patches for n in chosen if (patches := state.row_patches(n)) is not None]
-    frames = [count for n in chosen for count in state.corpus.encoded[n].media_frames]
-    return projector.opened(torch.cat(found), frames) if found else {}
-
-
-def _measure_attached(state: Fold, chosen: Sequence[int]) -> dict[str, float]:
-    """The mean over the media of some rows of what `AttachedMVP.opened` says. Every rank calls this, on the same rows,
-    because under ZeRO 3 each holds a part of the weights."""
-    from emollm.model.attached_model import AttachedEmoLLM
-
-    model = state.model.eval()
-    assert isinstance(model, AttachedEmoLLM)
-    shares: dict[str, list[float]] = {}
-    for number in chosen:
-        for visual in state.row_features(number).visuals:
-            opened = model.projector.opened(partial(model.visual_tokens, [visual]))
-            for name, share in opened.items():
-                shares.setdefault(name, []).append(share)
-    return {name: sum(values) / len(values) for name, values in shares.items()}

@@ -19,8 +19,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from dataset_build import dedup, near
-from dataset_build.index import Row, SourceFacts, from_rows
+from dataset_build.index import SourceFacts
 from dataset_build.splits import Shares, assign
+from tests.fixtures.index_rows import Row, from_rows
 
 
 def independent(rows: int, draw: np.random.Generator) -> np.ndarray:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from dataset_build import splits
 from dataset_build.errors import BuildError
-from dataset_build.index import Index, Row, SourceFacts, from_rows
+from dataset_build.index import Index, SourceFacts
 from dataset_build.splits import Place, Shares
+from tests.fixtures.index_rows import Row, from_rows
 
 # Other work on the machine must not fail a property.
 unhurried = settings(deadline=None, max_examples=60)

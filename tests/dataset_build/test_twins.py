@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset_build import dedup, near
-from dataset_build.index import Index, Row, SourceFacts, from_rows
+from dataset_build.index import Index, SourceFacts
 from dataset_build.leakage import TextOverlap
 from dataset_build.splits import Place, Places
+from tests.fixtures.index_rows import Row, from_rows
 
 # Other work on the machine must not fail a property.
 unhurried = settings(deadline=None, max_examples=60)

@@ -15,6 +15,7 @@ from dataset_build import decoder, dedup, index, media, splits, video
 from dataset_build.recipe import MediaSettings
 from dataset_build.schema import MediaRef, Record
 from dataset_build.sources import emoji_clips
+from tests.fixtures import index_rows
 from tests.fixtures.emoji_tree import write_clip
 
 SETTINGS = MediaSettings(video_frames=4, frame_side_px=32, max_seconds=20, timeout_s=30)
@@ -68,14 +69,14 @@ def test_a_part_of_a_clip_is_another_clip(folder):
     assert part.identity != whole.identity
 
 
-def indexed(folder: Path, uid: str, split: str = "train", **part: float) -> index.Row:
+def indexed(folder: Path, uid: str, split: str = "train", **part: float) -> index_rows.Row:
     """The hash columns of a record about a part of plain.mp4, without its perceptual hash."""
     ref = MediaRef("video", "plain.mp4", **part)
     record = Record(uid, "s", "emo_o", None, (ref,), "joy", "joy", "MIT")
     converted = conversion.convert(record, str(folder), emoji_clips, SETTINGS)
     assert isinstance(converted, conversion.Converted)
     row = converted.hashes
-    return index.Row(
+    return index_rows.Row(
         uid, sub_task="emo_o", label="joy", split=split, content=row["content"], media=tuple(row["media"])
     )
 
@@ -86,15 +87,15 @@ def test_parts_of_one_file_are_no_twins_and_the_same_part_is(folder):
     assert len({first.content, second.content, whole.content}) == 3
     facts = {"s": index.SourceFacts("official", "emoji", "photographs")}
 
-    def removed(*rows: index.Row) -> list[tuple[str, str, bool]]:
-        found = index.from_rows(rows, facts)
+    def removed(*rows: index_rows.Row) -> list[tuple[str, str, bool]]:
+        found = index_rows.from_rows(rows, facts)
         places = splits.assign(found, splits.Shares(4, 0.3, 0, seed=1))
         gone = dedup.verdicts(found, places, dedup.Rules()).removed.values()
         return [(found.uid(one.row), found.uid(one.twin), one.across_splits) for one in gone]
 
     assert removed(first, second, whole) == []
     assert removed(first, second, again, whole) == [("c", "b", True)]
-    in_folds = index.from_rows([first, second, again, whole], {"s": facts["s"]._replace(mode="folds")})
+    in_folds = index_rows.from_rows([first, second, again, whole], {"s": facts["s"]._replace(mode="folds")})
     (tie,) = dedup.ties(in_folds, np.arange(4, dtype=np.int32), near_bits=4)
     assert tie.groups == ("b", "c")
 
