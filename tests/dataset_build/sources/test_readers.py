@@ -513,3 +513,21 @@ def test_seconds_are_read_from_clock_times(hours, minutes, secs, milli):
 )
 def test_what_is_no_clock_time_is_none(value):
     assert readers.seconds(value) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        (900000000000000001, "900000000000000001"),
+        ("0042", "0042"),
+        (9.00000000000000001e17, ""),
+        (True, ""),
+        (-5, ""),
+        ("12a", ""),
+        ("٣", ""),
+        (10**30, ""),
+        ("1" * 31, ""),
+    ],
+)
+def test_an_id_of_digits_is_never_taken_from_a_float(value, found):
+    assert readers.digits(value) == found
