@@ -1,12 +1,25 @@
-"""Ray for commands that are run by hand: the cluster that RAY_ADDRESS names, else a local one on loopback alone."""
+"""Ray as the commands use it: the cluster that RAY_ADDRESS names, else a local one on loopback alone; and metrics on it."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
-from collections.abc import Iterator
-from typing import Any
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+# Upper bounds of a histogram's buckets, in seconds.
+_SECONDS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+
+
+class Metric(NamedTuple):
+    """What a metric says. Ray exports it on each node's metrics port as `ray_<name>`, with `tags` as its labels."""
+
+    kind: Literal["gauge", "counter", "histogram"]
+    description: str
+    tags: tuple[str, ...]
 
 
 def connect(*, log_to_driver: bool = False, **local: Any) -> bool:
@@ -46,3 +59,39 @@ def session(*, log_to_driver: bool = False, **local: Any) -> Iterator[None]:
             import ray
 
             ray.shutdown()
+
+
+class Metrics:
+    """Records named metrics through Ray; does nothing in a process that has not joined a Ray cluster.
+
+    `tags` hold for every record. A counter counts what this process did: after a restart it begins at 0, as Prometheus'
+    `rate` and `increase` expect.
+    """
+
+    def __init__(self, known: Mapping[str, Metric], **tags: str) -> None:
+        self._known, self._tags = known, tags
+
+    def record(self, name: str, value: float, **tags: str) -> None:
+        """Set a gauge to `value`, add it to a counter, or put it into a histogram."""
+        ray: Any = sys.modules.get("ray")
+        if ray is None or not ray.is_initialized():
+            return
+        metric = self._known[name]
+        every = {**self._tags, **tags}
+        if metric.kind == "gauge":
+            _ray_metric(name, metric).set(value, tags=every)
+        elif metric.kind == "histogram":
+            _ray_metric(name, metric).observe(value, tags=every)
+        elif value > 0:
+            _ray_metric(name, metric).inc(value, tags=every)
+
+
+@functools.cache
+def _ray_metric(name: str, metric: Metric) -> Any:
+    """One object per metric and process."""
+    from ray.util import metrics
+
+    if metric.kind == "histogram":
+        return metrics.Histogram(name, metric.description, boundaries=list(_SECONDS), tag_keys=metric.tags)
+    made = {"gauge": metrics.Gauge, "counter": metrics.Counter}[metric.kind]
+    return made(name, metric.description, tag_keys=metric.tags)
