@@ -186,6 +186,20 @@ class CheckpointConfig(Component):
     keep: int = Field(default=2, ge=2, description="whole checkpoints kept; two, so that one can be damaged")
 
 
+class EarlyStopConfig(Component):
+    """Stop once the validation rows' score has not got better for a while; the weights of the best score are exported.
+
+    The rule: a score is better if it beats the best so far by more than `min_delta`; after `patience` scores in a row
+    that are not better, training stops. `loss` is the mean per supervised token, `accuracy` the share of rows whose
+    whole answer greedy decoding gives. The validation rows are those of the protocol (`emollm.data.folds`).
+    """
+
+    every_steps: int = Field(ge=1, description="optimizer steps between two scores")
+    metric: Literal["loss", "accuracy"] = "loss"
+    patience: int = Field(default=3, ge=1)
+    min_delta: float = Field(default=0.0, ge=0)
+
+
 class BootstrapConfig(Component):
     samples: int = Field(default=2000, ge=100)
     seed: int = 0
@@ -243,6 +257,7 @@ class TrainRecipe(Component):
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     workers: WorkersConfig = WorkersConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    early_stop: EarlyStopConfig | None = None
     evaluate: EvaluateRecipe = EvaluateRecipe()
 
     @model_validator(mode="after")
