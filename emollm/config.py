@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from dataset_build import storage
 from dataset_build.provenance import code_digest, sha256_of_file, sha256_of_json
 from dataset_build.schema import SUB_TASKS
+from emollm.rationales.store import finished
 
 # Keys of an endpoint that change when an answer comes, but not what it is: not part of an evaluation's digest.
 ENDPOINT_PACE = {"concurrency", "tries", "timeout_s", "api_key_env"}
@@ -301,7 +302,17 @@ class TrainRecipe(Component):
     full_language: bool = Field(
         default=False, description="all weights of the language model learn; lora must be null then"
     )
-    prompt: Literal["direct", "emoprompt"] = "direct"
+    prompt: Literal["direct", "emoprompt", "mixed"] = Field(
+        default="direct", description="how questions are asked; mixed is asked directly after training"
+    )
+    mixed_share: float = Field(
+        default=0.5, ge=0, le=1, description="mixed: this share of the training rows is asked directly"
+    )
+    rationales: str | None = Field(
+        default=None,
+        pattern=r"^\w[\w.-]*$",
+        description="name of rationales beside the data, which rows say before their answer",
+    )
     mix: dict[str, Literal["all"] | int | float] = {}
     align: AlignConfig = AlignConfig()
     tune: TuneConfig = TuneConfig()
@@ -317,6 +328,8 @@ class TrainRecipe(Component):
             raise ValueError("full_language tunes all weights of the language model: set lora to null")
         if self.full_language and self.foundation.family != "attached":
             raise ValueError("full_language is for attached foundations; composed ones learn through lora")
+        if self.rationales is not None and self.prompt == "direct":
+            raise ValueError("rationales are said under prompt emoprompt or mixed, not under direct")
         for key, amount in self.mix.items():
             source, _, sub_task = key.partition("/")
             if not source or sub_task not in SUB_TASKS:
@@ -441,12 +454,15 @@ def _shared_code() -> dict[str, str]:
 
 
 def train_inputs_digest(recipe: TrainRecipe, data_digest: str) -> str:
-    """What makes two trainings the same: recipe (without places and the evaluate part), data, foundations, code."""
+    """What makes two trainings the same: recipe (without places and the evaluate part), data, rationales, foundations,
+    code. Raises RationalesError where the rationales that the recipe names are not there or are of other data."""
     plain = recipe.model_dump(mode="json", exclude={"out", "data", "evaluate"})
+    if recipe.rationales is not None:
+        plain["rationales"] = finished(recipe.data, recipe.rationales, data_digest)["digest"]
     for part in FOUNDATION_PARTS:
         if plain["foundation"][part]:
             plain["foundation"][part] = foundation_digest(plain["foundation"][part])
-    left_out = ("emollm/evaluate", "emollm/recipes", "emollm/__main__")
+    left_out = ("emollm/evaluate", "emollm/recipes", "emollm/__main__", "emollm/predict", "emollm/rationales")
     code = {"emollm": code_digest(["emollm"], leave_out=left_out), "dataset_build": _shared_code()}
     return sha256_of_json({"recipe": plain, "data": data_digest, "code": code})
 

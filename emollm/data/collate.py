@@ -18,7 +18,7 @@ from emollm.model.attached_processor import AttachedProcessor
 from emollm.model.audio import Sound
 from emollm.model.families import Size, Visual
 from emollm.model.processor import AUDIO_TOKEN, SOUND, EmoLLMProcessor
-from emollm.prompting import scaffolded
+from emollm.prompting import PromptStyle, TrainingPrompt, reasoned, scaffolded
 
 AnyProcessor = EmoLLMProcessor | AttachedProcessor
 _ANY_PLACEHOLDER = re.compile("|".join(re.escape(token) for token in PLACEHOLDERS.values()))
@@ -32,7 +32,7 @@ class Encoded(NamedTuple):
     """One sample. `pictures` are (3, H, W) each, frames of a video one after the other; `media_frames` has one entry
     for each still picture (0) and video (its number of frames). `n_sounds` is how many `sounds` the sequence has places
     for. An attached foundation takes `visuals` in place of `pictures`, and may count `positions` (3, T). `labels` is all
-    -100 where nothing is supervised."""
+    -100 where nothing is supervised. `rationale`: whether the answer has one before it, or would have been too long."""
 
     uid: str
     input_ids: list[int]
@@ -43,17 +43,26 @@ class Encoded(NamedTuple):
     n_sounds: int
     visuals: list[Visual]
     positions: list[list[int]] | None
+    rationale: Literal["none", "used", "too_long"] = "none"
 
 
 def encode_sample(
-    sample: dict[str, Any], processor: AnyProcessor, *, supervise: bool, withhold_media: bool = False
+    sample: dict[str, Any],
+    processor: AnyProcessor,
+    *,
+    supervise: bool,
+    withhold_media: bool = False,
+    training: TrainingPrompt | None = None,
+    aloud: bool = False,
 ) -> Encoded:
     """Encode a row of EmoBench (a dict with the columns of `sample_schema()`).
 
     `supervise=False` ends the sequence after `Answer:`. `withhold_media` drops pictures and placeholders (the
-    text-only ablation). Raises SampleError or EmptyMaskError naming the uid.
+    text-only ablation). `training` and `aloud` as for `encode_text`. Raises SampleError or EmptyMaskError naming the uid.
     """
-    encoded = encode_text(sample, processor, supervise=supervise, withhold_media=withhold_media)
+    encoded = encode_text(
+        sample, processor, supervise=supervise, withhold_media=withhold_media, training=training, aloud=aloud
+    )
     if withhold_media:
         return encoded
     if isinstance(processor, EmoLLMProcessor):
@@ -70,11 +79,42 @@ def encode_text(
     supervise: bool,
     withhold_media: bool = False,
     max_tokens: int | None = None,
+    training: TrainingPrompt | None = None,
+    aloud: bool = False,
 ) -> Encoded:
-    """`encode_sample` without decoding the media (`pictures` and `sounds` are empty)."""
+    """`encode_sample` without decoding the media (`pictures` and `sounds` are empty).
+
+    `training` says how a training row is asked, and with which rationale it answers; without it the row is asked in the
+    processor's style, `mixed` ones directly. A rationale that would make the sequence longer than `max_tokens` is left
+    out, the row is then asked and answered as one without, and `Encoded.rationale` says so. `aloud` asks to reason.
+    """
+    if training is None:
+        return _encode(
+            sample, processor, processor.prompt, None, supervise, withhold_media, max_tokens, aloud
+        )
+    style = training.style_of(sample["uid"])
+    rationale = training.rationale_of(sample["uid"]) if supervise else None
+    if rationale is not None:
+        found = _encode(sample, processor, style, rationale, True, withhold_media, None, True)
+        if max_tokens is None or len(found.input_ids) <= max_tokens:
+            return found._replace(rationale="used")
+    found = _encode(sample, processor, style, None, supervise, withhold_media, max_tokens, aloud)
+    return found if rationale is None else found._replace(rationale="too_long")
+
+
+def _encode(
+    sample: dict[str, Any],
+    processor: AnyProcessor,
+    style: PromptStyle,
+    rationale: str | None,
+    supervise: bool,
+    withhold_media: bool,
+    max_tokens: int | None,
+    aloud: bool,
+) -> Encoded:
     uid = sample["uid"]
     media = media_order(sample, processor.hears)
-    messages = scaffolded(sample["messages"], sample["sub_task"], processor.prompt)
+    messages = scaffolded(sample["messages"], sample["sub_task"], style, aloud=aloud)
     if not processor.hears:
         messages = [{**turn, "content": turn["content"].replace(AUDIO_TOKEN, "")} for turn in messages]
     if withhold_media:
@@ -84,7 +124,8 @@ def encode_text(
         ]
     try:
         answer = answer_text(sample) if supervise and sample["answer"] is not None else None
-        turns = processor.render(messages, answer, media)
+        said = reasoned(rationale, answer) if rationale is not None and answer is not None else answer
+        turns = processor.render(messages, said, media)
     except ValueError as error:
         raise SampleError(f"{uid}: messages and media do not fit: {error}") from error
     labels = answer_labels(turns, uid, max_tokens) if supervise else [IGNORED] * len(turns.input_ids)

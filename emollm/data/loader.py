@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pyarrow
 
     from emollm.model.processor import EmoLLMProcessor
+    from emollm.prompting import TrainingPrompt
 
 
 class DataError(ValueError):
@@ -37,7 +38,11 @@ class Corpus:
     """Training rows of one protocol in a fixed order (by uid), with their texts encoded; media stay encoded bytes."""
 
     def __init__(
-        self, table: pyarrow.Table, processor: EmoLLMProcessor, max_tokens: int | None = None
+        self,
+        table: pyarrow.Table,
+        processor: EmoLLMProcessor,
+        max_tokens: int | None = None,
+        training: TrainingPrompt | None = None,
     ) -> None:
         self.table = table
         self.keys = [
@@ -48,7 +53,13 @@ class Corpus:
         self.encoded: list[Encoded] = []
         for row, media in zip(light.to_pylist(), kinds):
             self.encoded.append(
-                encode_text({**row, "media": media}, processor, supervise=True, max_tokens=max_tokens)
+                encode_text(
+                    {**row, "media": media},
+                    processor,
+                    supervise=True,
+                    max_tokens=max_tokens,
+                    training=training,
+                )
             )
         self.lengths = [len(row.input_ids) for row in self.encoded]
 

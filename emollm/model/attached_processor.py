@@ -17,7 +17,7 @@ from dataset_build.schema import PLACEHOLDERS
 from emollm.model.chat import Chat, Turns
 from emollm.model.families import Size, Visual, make_family
 from emollm.model.processor import SETTINGS_FILE
-from emollm.prompting import PromptStyle
+from emollm.prompting import PromptStyle, known_style
 
 _PLACEHOLDER = re.compile("|".join(re.escape(token) for token in PLACEHOLDERS.values()))
 
@@ -39,7 +39,7 @@ class AttachedProcessor:
         prompt: PromptStyle = "direct",
     ) -> None:
         self.tokenizer, self.foundation_config, self.max_side_px = tokenizer, foundation_config, max_side_px
-        self.prompt: PromptStyle = prompt
+        self.prompt = known_style(prompt)
         self.family = make_family(foundation_config, max_side_px)
         self.chat = Chat(tokenizer)
         self.end_id = self.chat.end_id

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from emollm.model.audio import SoundReader
 from emollm.model.chat import Turns
 from emollm.model.emollm import EmoLLMConfig
 from emollm.model.families import Size
+from emollm.prompting import PromptStyle, known_style
 
 SETTINGS_FILE = "processor_config.json"
 IMAGE_TOKEN = PLACEHOLDERS["image"]
@@ -68,7 +69,7 @@ class EmoLLMProcessor:
         tokens_per_audio: int = 0,
         mel_bins: int = 80,
         audio_window_frames: int = 1500,
-        prompt: Literal["direct", "emoprompt"] = "direct",
+        prompt: PromptStyle = "direct",
     ) -> None:
         """`tokens_per_audio` is 0 for a model that does not hear; `mel_bins` and `audio_window_frames` are those of its
         Whisper encoder."""
@@ -79,7 +80,7 @@ class EmoLLMProcessor:
         self.tokens_per_audio = tokens_per_audio
         self.mel_bins, self.audio_window_frames = mel_bins, audio_window_frames
         self.sound = SoundReader(mel_bins, audio_window_frames) if tokens_per_audio else None
-        self.prompt: Literal["direct", "emoprompt"] = prompt
+        self.prompt = known_style(prompt)
         if IMAGE_TOKEN not in tokenizer.get_vocab():
             tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
         if tokens_per_audio and AUDIO_TOKEN not in tokenizer.get_vocab():

@@ -9,10 +9,13 @@ import torch
 from torch import nn
 
 from emollm.config import TrainRecipe
+from emollm.data.loader import read_digest
 from emollm.model.base import EmoLLMBase
 from emollm.model.emollm import EmoLLM
 from emollm.model.foundations import PICTURES, load_mllm_tokenizer, read_config
 from emollm.model.processor import EmoLLMProcessor
+from emollm.prompting import TrainingPrompt
+from emollm.rationales.store import accepted
 
 
 def initial_processor(recipe: TrainRecipe) -> Any:
@@ -48,6 +51,14 @@ def initial_processor(recipe: TrainRecipe) -> Any:
         prompt=recipe.prompt,
         **sound,
     )
+
+
+def training_prompt(recipe: TrainRecipe) -> TrainingPrompt:
+    """How the recipe's training rows are asked, with the rationales they say. Raises RationalesError."""
+    rationales = (
+        accepted(recipe.data, recipe.rationales, read_digest(recipe.data)) if recipe.rationales else {}
+    )
+    return TrainingPrompt(recipe.prompt, recipe.mixed_share, rationales)
 
 
 def initial_model(recipe: TrainRecipe, seed: int) -> tuple[EmoLLMBase, Any]:

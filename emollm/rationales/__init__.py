@@ -1,0 +1,1 @@
+"""EmoPrompt's rationales: written by a teacher that sees the label, kept if the label follows without it, stored."""
