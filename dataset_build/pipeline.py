@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -42,6 +43,7 @@ from dataset_build.gather import Gathered
 from dataset_build.index import Index
 from dataset_build.plan import Plan, Shard
 from dataset_build.progress import Progress
+from dataset_build.ray_metrics import METRICS
 from dataset_build.recipe import BuildRecipe, MediaSettings, inputs_digest
 from dataset_build.schema import Reject
 
@@ -140,10 +142,19 @@ def _convert(
     ]
     total, rejected = sum(shard.rows for shard in shards), 0
     already = total - sum(shard.rows for shard in pending)
+    metrics = ray_local.Metrics(METRICS, run=recipe.name)
+    metrics.record("emobench_build_shards_total", len(shards))
     with Progress("converting", total, "rows", already=already) as progress:
-        for result in _run_tasks(convert_shard, tasks, workers):
-            rejected += result["rejected"]
+        for done, result in enumerate(
+            _run_tasks(convert_shard, tasks, workers), start=len(shards) - len(pending) + 1
+        ):
+            rejected += sum(result["rejected"].values())
             progress.advance(result["rows"], rejects=rejected)
+            metrics.record("emobench_build_shards_done", done)
+            metrics.record("emobench_build_rows_total", result["rows"])
+            metrics.record("emobench_build_rows_per_s", progress.rate)
+            for reason, count in result["rejected"].items():
+                metrics.record("emobench_build_rejects_total", count, reason=reason)
 
 
 def convert_shard(task: dict[str, Any]) -> dict[str, Any]:
@@ -182,7 +193,10 @@ def convert_shard(task: dict[str, Any]) -> dict[str, Any]:
     }
     marker = {"bytes": sizes, "kept": len(samples), "rejected": len(rejects)}
     storage.write_json(shard.path(task["work"], "done.json"), marker)
-    return {"rows": len(samples) + len(rejects), "rejected": len(rejects)}
+    return {
+        "rows": len(samples) + len(rejects),
+        "rejected": Counter(reject["reason"] for reject in rejects),
+    }
 
 
 # --- write -----------------------------------------------------------------------------------------------------------

@@ -38,11 +38,15 @@ class Progress:
         if time.monotonic() - self._said >= pause:
             self._say()
 
+    @property
+    def rate(self) -> float:
+        """Units a second since the start."""
+        spent = time.monotonic() - self._started
+        return (self.done - self._already) / spent if spent > 0 else 0.0
+
     def _say(self, last: bool = False) -> None:
         self._said = time.monotonic()
-        spent = self._said - self._started
-        fresh = self.done - self._already
-        rate = fresh / spent if spent > 0 else 0.0
+        spent, rate = self._said - self._started, self.rate
         parts = [f"{self.what}: {self.done}/{self.total} {self.unit}"]
         if self.total:
             parts.append(f"{100 * self.done / self.total:.0f} %")

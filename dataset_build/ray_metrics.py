@@ -12,7 +12,7 @@ _TAGS = ("run",)
 METRICS: dict[str, Metric] = {
     "emobench_build_rows_total": Metric("counter", "Records converted since this process began", _TAGS),
     "emobench_build_rejects_total": Metric(
-        "counter", "Records that became rejects, by reason", (*_TAGS, "reason")
+        "counter", "Records that became rejects when converted, by reason", (*_TAGS, "reason")
     ),
     "emobench_build_rows_per_s": Metric("gauge", "Records a second since converting began", _TAGS),
     "emobench_build_shards_done": Metric(

@@ -1,6 +1,6 @@
 """Metrics of an evaluation on Ray's metrics ports; written by the process that hands out the shards.
 
-`run` is the folder of the evaluation. A sample is one question put to one model in one pass. Ray puts `ray_` before a name.
+`run` names the folder that the evaluation lies in. A sample is one question put to one model in one pass. Ray puts `ray_` before a name.
 """
 
 from __future__ import annotations

@@ -214,8 +214,9 @@ def run_steps(
     folder = log_folder(recipe, state.number)
     writer = None
     if state.rank == 0:
-        what = f"fold {state.number} training"
-        writer = MetricsWriter(folder, what, total, done_steps, recipe.tune.log_every).__enter__()
+        writer = MetricsWriter(
+            folder, recipe.name, state.number, total, done_steps, recipe.tune.log_every
+        ).__enter__()
     try:
         for number in range(done_steps, total):
             values = run_step(state, engine, number)
@@ -226,7 +227,10 @@ def run_steps(
             ):
                 report({"fold": state.number, **values})
             if values["step"] % recipe.checkpoint.every_steps == 0 or values["step"] == total:
+                began = time.monotonic()
                 checkpoints.save(engine, values["step"])
+                if writer is not None:
+                    writer.checkpoint_written(time.monotonic() - began)
     finally:
         if writer is not None:
             writer.__exit__(None, None, None)
@@ -239,11 +243,12 @@ def run_step(state: Fold, engine: Any, number: int) -> dict[str, Any]:
     torch.manual_seed(part_seed(state.recipe.seed, f"fold {state.number} step {number} rank {state.rank}"))
     batches = [make_batch(state, rows) for rows in step.micro_batches]
     waited = time.monotonic() - started
-    # Supervised tokens and all tokens of the whole step, over ranks and micro-batches.
+    # Supervised tokens, all tokens and rows of the whole step, over ranks and micro-batches.
     counts = torch.tensor(
         [
             sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches),
             sum(len(state.corpus.encoded[row].input_ids) for rows in step.micro_batches for row in rows),
+            sum(len(rows) for rows in step.micro_batches),
         ],
         dtype=torch.float64,
         device=group_device(),
@@ -274,6 +279,7 @@ def run_step(state: Fold, engine: Any, number: int) -> dict[str, Any]:
         "learning_rate": tune.learning_rate * factor,
         "grad_norm": None if norm is None else float(norm),
         "supervised_tokens": int(supervised),
+        "rows": int(counts[2]),
         "tokens_per_s": float(counts[1]) / spent,
         "data_wait_share": waited / spent,
         "seconds": round(spent, 3),

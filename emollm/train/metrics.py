@@ -1,4 +1,4 @@
-"""Training metrics: one JSON line a step, TensorBoard curves, and a line for people. Written by rank 0 only."""
+"""Training metrics: a JSON line a step, TensorBoard curves, Ray's metrics, and a line for people. Written by rank 0 only."""
 
 from __future__ import annotations
 
@@ -9,13 +9,20 @@ from types import TracebackType
 from typing import Any
 
 from dataset_build.progress import Progress
+from dataset_build.ray_local import Metrics
+from emollm.train.ray_metrics import METRICS
+
+# Values of a step that Ray's metrics show as they are.
+_LAST_STEP = ("step", "loss", "learning_rate", "grad_norm", "tokens_per_s", "data_wait_share")
 
 
 class MetricsWriter:
     """Appends to `metrics.jsonl` and TensorBoard files in `folder`. After a resume, lines of steps that are done again
     are dropped first, so that every step has one line."""
 
-    def __init__(self, folder: str, what: str, total_steps: int, done_steps: int, log_every: int) -> None:
+    def __init__(
+        self, folder: str, run: str, fold: int, total_steps: int, done_steps: int, log_every: int
+    ) -> None:
         from tensorboardX import SummaryWriter
 
         self.path = Path(folder) / "metrics.jsonl"
@@ -25,7 +32,11 @@ class MetricsWriter:
         self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         self._stream = self.path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=done_steps or None)
-        self._progress = Progress(what, total=total_steps, unit="steps", already=done_steps)
+        self._progress = Progress(
+            f"fold {fold} training", total=total_steps, unit="steps", already=done_steps
+        )
+        self._metrics = Metrics(METRICS, run=run, fold=str(fold))
+        self._metrics.record("emollm_train_planned_steps", total_steps)
 
     def __enter__(self) -> MetricsWriter:
         self._progress.__enter__()
@@ -39,17 +50,25 @@ class MetricsWriter:
         self._board.close()
 
     def write(self, values: dict[str, Any]) -> None:
-        """`values` holds step, loss, learning_rate, grad_norm, tokens_per_s and data_wait_share, among others."""
+        """`values` holds step, rows, loss, learning_rate, grad_norm, tokens_per_s and data_wait_share, among others."""
         self._stream.write(json.dumps(values) + "\n")
         self._stream.flush()
         for name, value in values.items():
             if name != "step" and isinstance(value, int | float):
                 self._board.add_scalar(f"train/{name}", value, values["step"])
+        for name in _LAST_STEP:
+            if values.get(name) is not None:
+                self._metrics.record(f"emollm_train_{name}", values[name])
+        self._metrics.record("emollm_train_steps_total", 1)
+        self._metrics.record("emollm_train_rows_total", values["rows"])
         self._progress.advance(
             loss=f"{values['loss']:.3f}",
             speed=f"{values['tokens_per_s']:.0f} tokens/s",
             waiting=f"{100 * values['data_wait_share']:.0f} % of the time for data",
         )
+
+    def checkpoint_written(self, seconds: float) -> None:
+        self._metrics.record("emollm_train_checkpoint_seconds", seconds)
 
 
 def read_metrics(path: str) -> list[dict[str, Any]]:
