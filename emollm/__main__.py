@@ -46,6 +46,16 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     )
     train.add_argument("--force", action="store_true", help="train again what is trained already")
     train.add_argument(
+        "--allow-world-size-change",
+        action="store_true",
+        help="go on from checkpoints that another number of workers wrote",
+    )
+    train.add_argument(
+        "--allow-code-change",
+        action="store_true",
+        help="go on from checkpoints that an earlier version of this code wrote; fold.json says so",
+    )
+    train.add_argument(
         "--dry-run", action="store_true", help="print rows, steps, parameters and memory, and stop"
     )
     train.set_defaults(run=_train)
@@ -95,7 +105,12 @@ def _train(arguments: argparse.Namespace) -> int:
 
         print(estimate.describe(recipe))
     else:
-        run.train(recipe, force=arguments.force)
+        run.train(
+            recipe,
+            force=arguments.force,
+            allow_world_size_change=arguments.allow_world_size_change,
+            allow_code_change=arguments.allow_code_change,
+        )
     return DONE
 
 

@@ -29,6 +29,15 @@ FOUNDATION_PARTS = ("vision", "language", "audio", "mllm")
 SHARED_MODULES = ("schema", "labels", "media", "storage", "provenance", "progress")
 
 
+# Keys that say how a training runs, not what it learns: it may be gone on with, or be finished, under other values. The
+# number of workers moves the last bits of the weights (1e-5); a checkpoint knows its own.
+HOW_IT_RUNS = {
+    "workers": ("count", "cpus", "memory_gib", "max_failures"),
+    "checkpoint": ("every_steps", "keep"),
+    "tune": ("log_every",),
+}
+
+
 class RecipeError(ValueError):
     """A recipe, or an override of it, that cannot be used; the message names the key and the remedy."""
 
@@ -454,17 +463,25 @@ def _shared_code() -> dict[str, str]:
 
 
 def train_inputs_digest(recipe: TrainRecipe, data_digest: str) -> str:
+    """The digest of `train_inputs`."""
+    return sha256_of_json(train_inputs(recipe, data_digest))
+
+
+def train_inputs(recipe: TrainRecipe, data_digest: str) -> dict[str, Any]:
     """What makes two trainings the same: recipe (without places and the evaluate part), data, rationales, foundations,
     code. Raises RationalesError where the rationales that the recipe names are not there or are of other data."""
     plain = recipe.model_dump(mode="json", exclude={"out", "data", "evaluate"})
     if recipe.rationales is not None:
         plain["rationales"] = finished(recipe.data, recipe.rationales, data_digest)["digest"]
+    for part, keys in HOW_IT_RUNS.items():
+        for key in keys:
+            del plain[part][key]
     for part in FOUNDATION_PARTS:
         if plain["foundation"][part]:
             plain["foundation"][part] = foundation_digest(plain["foundation"][part])
     left_out = ("emollm/evaluate", "emollm/recipes", "emollm/__main__", "emollm/predict", "emollm/rationales")
     code = {"emollm": code_digest(["emollm"], leave_out=left_out), "dataset_build": _shared_code()}
-    return sha256_of_json({"recipe": plain, "data": data_digest, "code": code})
+    return {"recipe": plain, "data": data_digest, "code": code}
 
 
 def evaluate_inputs_digest(recipe: EvaluateRecipe, model_digest: str, data_digest: str) -> str:

@@ -27,7 +27,6 @@ _AFTER_SCORING = ("emollm/train", "emollm/recipes", "emollm/__main__", "emollm/c
         "cli",
         "metrics",
         "open_set",
-        "ray_metrics",
         "records",
         "report",
         "results",

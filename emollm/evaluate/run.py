@@ -20,7 +20,6 @@ from dataset_build.progress import Progress
 from dataset_build.schema import option_texts
 from emollm.evaluate.plan import FEATURES, TEXT_ONLY, Plan, Shard
 from emollm.evaluate.protocol import EvaluationError, Row
-from emollm.evaluate.ray_metrics import METRICS
 from emollm.evaluate.score import Answer
 
 if TYPE_CHECKING:
@@ -307,13 +306,9 @@ def score_shards(plan: Plan, job: Job, workers: int) -> dict[str, Any]:
     if already:
         print(f"scoring: {already} of {total} questions have an answer from an earlier run", flush=True)
     if pending:
-        metrics = ray_local.Metrics(METRICS, run=os.path.basename(os.path.dirname(os.path.abspath(job.out))))
         with Progress("scoring", total, "questions", already=already) as progress:
             for count in _on_ray(pending, job, workers):
                 progress.advance(count)
-                metrics.record("emollm_evaluate_planned_samples", total)
-                metrics.record("emollm_evaluate_samples_total", count)
-                metrics.record("emollm_evaluate_samples_per_s", progress.rate)
     missing = [shard.name for shard in plan.shards if not storage.exists(answers_path(job.out, shard))]
     if missing:
         raise EvaluationError(

@@ -4,68 +4,133 @@ All ranks write their part with DeepSpeed into `step-000030/`; rank 0 then write
 the digest of every file. A folder without that file, or with a file that does not match it, is not a checkpoint.
 `latest` is a file that names the newest whole one. Old checkpoints go only after a new one is whole. Nothing about
 random numbers or the position in the data needs saving: both follow from the seed and the step.
+
+Early stopping keeps the weights of its best score beside the checkpoints, in `best-000020.safetensors`; checkpoints made
+after it name it and its digest.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import shutil
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.distributed as dist
+from torch import Tensor
 
 from dataset_build import storage
+from dataset_build.progress import data_size
 from dataset_build.provenance import sha256_of_file
+from emollm.train.deepspeed import load_universal, to_universal
+from emollm.train.resume import METADATA, CheckpointError, Resume, other_world_size
 
-METADATA = "checkpoint.json"
 
+class Whole(NamedTuple):
+    """A whole checkpoint: finished steps, the ranks that wrote it, and what the loop keeps in it."""
 
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message says why and what to do."""
+    step: int
+    world_size: int
+    inputs_digest: str
+    kept: dict[str, Any]
 
 
 class Checkpoints:
     """The checkpoints of one fold in `folder`, which all workers must see (a local disk or a shared one)."""
 
-    def __init__(self, folder: str, identity: dict[str, Any], keep: int) -> None:
-        """`identity` (inputs digest, fold, world size) is stored with a checkpoint and must match on load."""
-        self.folder, self.identity, self.keep = Path(folder), identity, keep
+    def __init__(self, folder: Path, inputs_digest: str, keep: int, resume: Resume) -> None:
+        self.folder, self.inputs_digest, self.keep, self.resume = folder, inputs_digest, keep, resume
 
-    def save(self, engine: Any, step: int) -> None:
-        """Write the checkpoint of `step` finished steps. Every rank calls this."""
+    def save(self, engine: Any, step: int, kept: dict[str, Any]) -> float:
+        """Write the checkpoint of `step` finished steps; the seconds it took. Every rank calls this.
+
+        `kept` is JSON and comes back with the checkpoint; under `best` it may name the file of `save_best`. Raises
+        CheckpointError where the disk is full; the checkpoints that were there stay.
+        """
+        started = time.monotonic()
         path = self._path(step)
-        if dist.get_rank() == 0 and path.exists():
-            shutil.rmtree(path)
-        dist.barrier()
-        engine.save_checkpoint(
-            str(self.folder), tag=path.name, save_latest=False, exclude_frozen_parameters=True
-        )
-        dist.barrier()
         if dist.get_rank() == 0:
-            files = {name: sha256_of_file(str(path / name)) for name in storage.list_files(str(path))}
-            storage.write_json(
-                str(path / METADATA), {"step": step, "identity": self.identity, "files": files}
-            )
-            storage.write_bytes(str(self.folder / "latest"), f"{path.name}\n".encode())
-            self._rotate()
+            shutil.rmtree(path, ignore_errors=True)
         dist.barrier()
+        try:
+            with disk_trouble(self.folder):
+                engine.save_checkpoint(
+                    str(self.folder), tag=path.name, save_latest=False, exclude_frozen_parameters=True
+                )
+                dist.barrier()
+                if dist.get_rank() == 0:
+                    self._finish(path, step, kept)
+        except Exception:
+            if dist.get_rank() == 0:  # a half one would only take room
+                shutil.rmtree(path, ignore_errors=True)
+            raise
+        dist.barrier()
+        return time.monotonic() - started
 
-    def load_newest(self, engine: Any) -> int:
-        """Load the newest whole checkpoint; the number of steps it has done, 0 without one. Every rank calls this."""
-        step = self.newest_whole()
-        if step == 0:
-            return 0
-        found, _ = engine.load_checkpoint(
-            str(self.folder), tag=self._path(step).name, load_module_strict=False
-        )
-        if found is None:
+    def _finish(self, path: Path, step: int, kept: dict[str, Any]) -> None:
+        beside = [kept["best"]["file"]] if kept.get("best") else []
+        metadata = {
+            "step": step,
+            "inputs_digest": self.inputs_digest,
+            "world_size": dist.get_world_size(),
+            "kept": kept,
+            "files": {name: sha256_of_file(str(path / name)) for name in storage.list_files(str(path))},
+            "beside": {name: sha256_of_file(str(self.folder / name)) for name in beside},
+        }
+        storage.write_json(str(path / METADATA), metadata)
+        storage.write_bytes(str(self.folder / "latest"), f"{path.name}\n".encode())
+        self._rotate()
+
+    def save_best(self, weights: dict[str, Tensor], step: int) -> str:
+        """Keep the trained weights as the best so far; the name of their file. Rank 0 calls this."""
+        from safetensors.torch import save_file
+
+        name = f"best-{step:06d}.safetensors"
+        partial = self.folder / f".{name}.partial"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with disk_trouble(self.folder):
+            save_file({key: value.contiguous() for key, value in weights.items()}, partial)
+            partial.replace(self.folder / name)
+        return name
+
+    def load_best(self, name: str) -> dict[str, Tensor]:
+        from safetensors.torch import load_file
+
+        return load_file(self.folder / name)
+
+    def load(self, engine: Any, whole: Whole) -> None:
+        """Load a checkpoint that `newest_whole` gave. Every rank calls this.
+
+        Where it is of another world size, rank 0 converts it to DeepSpeed's universal form first; the engine must have
+        been made for that.
+        """
+        name = self._path(whole.step).name
+        if whole.world_size != dist.get_world_size() and engine.zero_optimization_stage() > 0:
+            universal = f"universal-{name}"
+            if dist.get_rank() == 0:
+                with disk_trouble(self.folder):
+                    to_universal(self.folder / name, self.folder / universal)
+            dist.barrier()
+            loaded = load_universal(engine, self.folder, universal)
+            dist.barrier()
+            if dist.get_rank() == 0:
+                shutil.rmtree(self.folder / universal)
+        else:
+            found, _ = engine.load_checkpoint(str(self.folder), tag=name, load_module_strict=False)
+            loaded = found is not None
+        if not loaded:
             raise CheckpointError(
-                f"{self._path(step)}: DeepSpeed could not load it; remove the folder to go on without"
+                f"{self.folder / name}: DeepSpeed could not load it; remove the folder to go on without"
             )
-        return step
 
-    def newest_whole(self) -> int:
-        """The step of the newest whole checkpoint, as rank 0 sees it, so that all ranks agree; 0 without one."""
+    def newest_whole(self) -> Whole | None:
+        """The newest whole checkpoint, as rank 0 sees it, so that all ranks agree. Every rank calls this.
+
+        Raises CheckpointError where it is of other inputs, or of another world size that `resume` does not allow.
+        """
         answer: list[Any] = [None]
         if dist.get_rank() == 0:
             try:
@@ -75,44 +140,54 @@ class Checkpoints:
         dist.broadcast_object_list(answer, src=0)
         if isinstance(answer[0], str):
             raise CheckpointError(answer[0])
-        return int(answer[0])
+        return None if answer[0] is None else Whole(*answer[0])
 
-    def _newest_whole(self) -> int:
+    def _newest_whole(self) -> Whole | None:
         for path in sorted(self.folder.glob("step-*"), reverse=True):
-            problem = self._problem(path)
-            if problem is None:
-                return int(path.name.split("-")[1])
-            print(
-                f"checkpoint {path.name} is not used: {problem}; falling back to the one before", flush=True
-            )
-        return 0
+            found = self._read(path)
+            if isinstance(found, Whole):
+                return found
+            print(f"checkpoint {path.name} is not used: {found}; falling back to the one before", flush=True)
+        return None
 
-    def _problem(self, path: Path) -> str | None:
-        """Why `path` is not a whole checkpoint, None if it is. A checkpoint of another run is an error."""
+    def _read(self, path: Path) -> Whole | str:
+        """The checkpoint, or why it is not whole. One that this run must not go on from is an error."""
         if not (path / METADATA).is_file():
             return "it was not finished"
         try:
             metadata = storage.read_json(str(path / METADATA))
         except ValueError as error:
             return str(error)
-        for name, digest in metadata["files"].items():
-            if not (path / name).is_file():
-                return f"{name} is missing"
-            if sha256_of_file(str(path / name)) != digest:
-                return f"{name} is damaged"
-        for key, value in self.identity.items():
-            if metadata["identity"].get(key) != value:
-                raise CheckpointError(
-                    f"{path}: was written with {key} {metadata['identity'].get(key)!r}, this run has {value!r}; "
-                    f"use the same {key}, or remove the folder to start again"
-                )
-        return None
+        for folder, files in ((path, metadata["files"]), (self.folder, metadata["beside"])):
+            for name, digest in files.items():
+                if not (folder / name).is_file():
+                    return f"{name} is missing"
+                if sha256_of_file(str(folder / name)) != digest:
+                    return f"{name} is damaged"
+        whole = Whole(*(metadata[field] for field in Whole._fields))
+        if whole.inputs_digest not in (self.inputs_digest, *self.resume.earlier_inputs):
+            raise CheckpointError(
+                f"{path} was written with other inputs (digest {whole.inputs_digest[:16]}, this run has "
+                f"{self.inputs_digest[:16]}); use the same recipe, data and code, or remove the folder to start again"
+            )
+        world_size = dist.get_world_size()
+        if whole.world_size != world_size and not self.resume.other_world_size:
+            raise CheckpointError(other_world_size(str(path), whole.world_size, world_size))
+        return whole
 
     def _rotate(self) -> None:
-        whole = sorted(path for path in self.folder.glob("step-*") if (path / METADATA).is_file())
-        for path in whole[: -self.keep]:
-            (path / METADATA).unlink()  # first, so that what is half removed is no checkpoint
-            shutil.rmtree(path)
+        """Remove all but the newest `keep` whole checkpoints, what was left half written, and best weights that none
+        of those names."""
+        paths = sorted(self.folder.glob("step-*"))
+        kept = [path for path in paths if (path / METADATA).is_file()][-self.keep :]
+        for path in paths:
+            if path not in kept:
+                (path / METADATA).unlink(missing_ok=True)  # first: what is half removed is no checkpoint
+                shutil.rmtree(path)
+        named = {name for path in kept for name in storage.read_json(str(path / METADATA))["beside"]}
+        for best in self.folder.glob("best-*.safetensors"):
+            if best.name not in named:
+                best.unlink()
 
     def remove_all(self) -> None:
         """Remove the folder, once the fold's model is exported. Rank 0 calls this."""
@@ -120,3 +195,26 @@ class Checkpoints:
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:06d}"
+
+
+@contextlib.contextmanager
+def disk_trouble(folder: Path) -> Iterator[None]:
+    """Turn a write that failed for want of room into a CheckpointError that names the folder and the remedy."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if not _no_room(error):
+            raise
+        free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
+        raise CheckpointError(
+            f"{folder}: cannot be written to: {error}; {data_size(free)} are free there. Make room (old runs, "
+            "downloads) or move out to a larger disk, and start the training again: it goes on from the newest whole "
+            "checkpoint"
+        ) from error
+
+
+def _no_room(error: Exception) -> bool:
+    """No room on the device, a quota, or a limit of file sizes. torch's writer of archives says it in its own words."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return "PytorchStreamWriter failed writing" in str(error) or "unexpected pos" in str(error)

@@ -1,10 +1,15 @@
-"""DeepSpeed around the model: the ZeRO config, the engine, the process group, and gathering what was trained."""
+"""DeepSpeed around the model: ZeRO config, engine, process group, gathering what was trained, universal checkpoints."""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import io
 import logging
 import os
+import shutil
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,8 +75,18 @@ def zero_config(config: DeepSpeedConfig, tune: TuneConfig, accumulation: int) ->
     }
 
 
-def make_engine(model: EmoLLMBase, config: DeepSpeedConfig, tune: TuneConfig, accumulation: int) -> Any:
-    """A DeepSpeed engine that trains MVP and LoRA, each with its own learning rate. Rank 0's weights go to all."""
+def make_engine(
+    model: EmoLLMBase,
+    config: DeepSpeedConfig,
+    tune: TuneConfig,
+    accumulation: int,
+    *,
+    universal: bool = False,
+) -> Any:
+    """A DeepSpeed engine that trains MVP and LoRA, each with its own learning rate. Rank 0's weights go to all.
+
+    `universal`: the checkpoint that it will load is one that `to_universal` has written.
+    """
     without_compiled_extensions()
     import deepspeed
 
@@ -101,7 +116,10 @@ def make_engine(model: EmoLLMBase, config: DeepSpeedConfig, tune: TuneConfig, ac
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizer,
-        config=zero_config(config, tune, accumulation),
+        config={
+            **zero_config(config, tune, accumulation),
+            "checkpoint": {"load_universal": universal},
+        },
         dist_init_required=False,
     )
     return engine
@@ -118,3 +136,35 @@ def trained_state(engine: Any) -> dict[str, Tensor]:
         return {name: p.detach().cpu().clone() for name, p in parameters}
     with deepspeed.zero.GatheredParameters([p for _, p in parameters]):
         return {name: p.detach().cpu().clone() for name, p in parameters}
+
+
+def to_universal(source: Path, destination: Path) -> None:
+    """Write DeepSpeed's universal form of the checkpoint in `source`, which any number of ranks can load.
+
+    One process does it. Frozen parameters are in neither: they come from the foundations.
+    """
+    from deepspeed.checkpoint import ds_to_universal
+
+    shutil.rmtree(destination, ignore_errors=True)
+    arguments = argparse.Namespace(
+        input_folder=str(source),
+        output_folder=str(destination),
+        num_extract_workers=1,  # more would fork this process, which has threads
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,  # an entry about layouts of pipelines that plain engines do not write
+    )
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        ds_to_universal.main(arguments)
+    (destination.parent / "latest_universal").unlink(missing_ok=True)
+
+
+def load_universal(engine: Any, folder: Path, name: str) -> bool:
+    """Load a universal checkpoint into an engine that was made with `universal=True`."""
+    rates = [group["base_lr"] for group in engine.optimizer.param_groups]
+    found, _ = engine.load_checkpoint(str(folder), tag=name, load_module_strict=False)
+    # Under ZeRO 3 DeepSpeed gives all groups the settings of the first.
+    for group, rate in zip(engine.optimizer.param_groups, rates):
+        group["base_lr"] = rate
+    return found is not None

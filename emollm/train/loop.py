@@ -30,15 +30,16 @@ from emollm.model.processor import EmoLLMProcessor
 from emollm.train import perspectives
 from emollm.train.align import align
 from emollm.train.build import initial_model, part_seed
-from emollm.train.checkpoint import Checkpoints
+from emollm.train.checkpoint import Checkpoints, Whole, disk_trouble
 from emollm.train.deepspeed import ensure_process_group, group_device, make_engine, trained_state
 from emollm.train.metrics import MetricsWriter, read_metrics
+from emollm.train.resume import ONLY_THE_SAME, Resume, fold_checkpoints
 
 FOLD_FILE = "fold.json"
 Report = Callable[[dict[str, Any]], None]
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(ValueError):
     """The loss is not a number or infinite; the message names the samples of the batch."""
 
 
@@ -70,14 +71,17 @@ def log_folder(recipe: TrainRecipe, fold: int) -> str:
     return storage.join(fold_folder(recipe, fold), "log")
 
 
-def finished_fold(recipe: TrainRecipe, fold: int, inputs_digest: str) -> dict[str, Any] | None:
+def finished_fold(
+    recipe: TrainRecipe, fold: int, inputs_digest: str, resume: Resume = ONLY_THE_SAME
+) -> dict[str, Any] | None:
     """What a finished training of this fold with the same inputs left behind; None where there is none, or where a
     file of the model is missing or damaged."""
     path = storage.join(fold_folder(recipe, fold), FOLD_FILE)
     if not storage.exists(path):
         return None
     found = storage.read_json(path)
-    same = found.get("inputs_digest") == inputs_digest and found["files"] == model_files(recipe, fold)
+    accepted = (inputs_digest, *resume.earlier_inputs)
+    same = found.get("inputs_digest") in accepted and found["files"] == model_files(recipe, fold)
     return found if same else None
 
 
@@ -95,31 +99,41 @@ def train_fold(
     *,
     report: Report | None = None,
     features: FeatureStore | None = None,
+    resume: Resume = ONLY_THE_SAME,
 ) -> dict[str, Any]:
-    """Train one protocol and export it to `OUT/fold-k`. Every rank calls this; returns the content of `fold.json`."""
+    """Train one protocol and export it to `OUT/fold-k`. Every rank calls this; returns the content of `fold.json`.
+
+    Raises CheckpointError where there are checkpoints that it must not go on from, or where a disk is full.
+    """
     rank, world = ensure_process_group()
-    if done := finished_fold(recipe, fold, inputs_digest):
+    if done := finished_fold(recipe, fold, inputs_digest, resume):
         return done
     torch.set_num_threads(recipe.workers.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     started = time.monotonic()
     state = prepare(recipe, fold, rank, world, features or FeatureStore(recipe.tune.cache_gib))
-    identity = {"inputs_digest": inputs_digest, "fold": fold, "world_size": world}
     checkpoints = Checkpoints(
-        storage.join(recipe.out, "checkpoints", inputs_digest[:16], f"fold-{fold}"),
-        identity,
-        recipe.checkpoint.keep,
+        fold_checkpoints(recipe.out, fold), inputs_digest, recipe.checkpoint.keep, resume
     )
+    newest = checkpoints.newest_whole()
     look_at_pictures(state)
-    align_losses: list[float] = []
-    if checkpoints.newest_whole() == 0:
-        align_losses = align_fold(state)
+    kept: dict[str, Any] = newest.kept if newest else {"align_losses": align_fold(state), "changes": []}
     state.model.train()
-    engine = make_engine(state.model, recipe.deepspeed, recipe.tune, len(state.steps[0].micro_batches))
-    done_steps = checkpoints.load_newest(engine)
-    if done_steps and rank == 0:
-        print(f"fold {fold}: goes on at step {done_steps + 1} of {len(state.steps)}", flush=True)
-    run_steps(state, engine, checkpoints, done_steps, report)
+    engine = make_engine(
+        state.model,
+        recipe.deepspeed,
+        recipe.tune,
+        len(state.steps[0].micro_batches),
+        universal=newest is not None and newest.world_size != world,
+    )
+    if newest:
+        checkpoints.load(engine, newest)
+        kept["changes"] += changes(newest, inputs_digest, world)
+        if rank == 0:
+            print(f"fold {fold}: goes on at step {newest.step + 1} of {len(state.steps)}", flush=True)
+    with disk_trouble(Path(recipe.out)):
+        run_steps(state, engine, checkpoints, newest.step if newest else 0, kept, report)
+    align_losses = kept["align_losses"]
     result = {
         "inputs_digest": inputs_digest,
         "fold": fold,
@@ -129,15 +143,27 @@ def train_fold(
         "samples_seen": _rows_seen(state),
         "rows": len(state.corpus),
         "world_size": world,
+        "changes": kept["changes"],
         "align": {"first_loss": align_losses[0], "final_loss": align_losses[-1]} if align_losses else None,
         "seconds": round(time.monotonic() - started, 1),
     }
-    export_fold(state, engine, result)
+    with disk_trouble(Path(recipe.out)):
+        export_fold(state, engine, result)
     if rank == 0:
         checkpoints.remove_all()
     engine.destroy()
     dist.barrier()
     return result
+
+
+def changes(newest: Whole, inputs_digest: str, world: int) -> list[dict[str, Any]]:
+    """What changes where a run goes on from `newest`, for fold.json: its world size, its code."""
+    found: list[dict[str, Any]] = []
+    if newest.world_size != world:
+        found.append({"after_step": newest.step, "world_size": [newest.world_size, world]})
+    if newest.inputs_digest != inputs_digest:
+        found.append({"after_step": newest.step, "inputs_digest": [newest.inputs_digest, inputs_digest]})
+    return found
 
 
 def prepare(recipe: TrainRecipe, fold: int, rank: int, world: int, features: FeatureStore) -> Fold:
@@ -207,16 +233,20 @@ def _rows_seen(state: Fold) -> int:
 
 
 def run_steps(
-    state: Fold, engine: Any, checkpoints: Checkpoints, done_steps: int, report: Report | None
+    state: Fold,
+    engine: Any,
+    checkpoints: Checkpoints,
+    done_steps: int,
+    kept: dict[str, Any],
+    report: Report | None,
 ) -> None:
-    """Stage 2, from the step after `done_steps`."""
+    """Stage 2, from the step after `done_steps`; `kept` goes into every checkpoint."""
     recipe, total = state.recipe, len(state.steps)
     folder = log_folder(recipe, state.number)
     writer = None
     if state.rank == 0:
-        writer = MetricsWriter(
-            folder, recipe.name, state.number, total, done_steps, recipe.tune.log_every
-        ).__enter__()
+        what = f"fold {state.number} training"
+        writer = MetricsWriter(folder, what, total, done_steps, recipe.tune.log_every).__enter__()
     try:
         for number in range(done_steps, total):
             values = run_step(state, engine, number)
@@ -227,10 +257,7 @@ def run_steps(
             ):
                 report({"fold": state.number, **values})
             if values["step"] % recipe.checkpoint.every_steps == 0 or values["step"] == total:
-                began = time.monotonic()
-                checkpoints.save(engine, values["step"])
-                if writer is not None:
-                    writer.checkpoint_written(time.monotonic() - began)
+                checkpoints.save(engine, values["step"], kept)
     finally:
         if writer is not None:
             writer.__exit__(None, None, None)
@@ -243,12 +270,11 @@ def run_step(state: Fold, engine: Any, number: int) -> dict[str, Any]:
     torch.manual_seed(part_seed(state.recipe.seed, f"fold {state.number} step {number} rank {state.rank}"))
     batches = [make_batch(state, rows) for rows in step.micro_batches]
     waited = time.monotonic() - started
-    # Supervised tokens, all tokens and rows of the whole step, over ranks and micro-batches.
+    # Supervised tokens and all tokens of the whole step, over ranks and micro-batches.
     counts = torch.tensor(
         [
             sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches),
             sum(len(state.corpus.encoded[row].input_ids) for rows in step.micro_batches for row in rows),
-            sum(len(rows) for rows in step.micro_batches),
         ],
         dtype=torch.float64,
         device=group_device(),
@@ -279,7 +305,6 @@ def run_step(state: Fold, engine: Any, number: int) -> dict[str, Any]:
         "learning_rate": tune.learning_rate * factor,
         "grad_norm": None if norm is None else float(norm),
         "supervised_tokens": int(supervised),
-        "rows": int(counts[2]),
         "tokens_per_s": float(counts[1]) / spent,
         "data_wait_share": waited / spent,
         "seconds": round(spent, 3),

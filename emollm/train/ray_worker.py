@@ -14,19 +14,52 @@ from typing import Any
 
 from dataset_build import ray_local
 from emollm.config import TrainRecipe
+from emollm.train.resume import Resume
 
 
-def train_under_ray(recipe: TrainRecipe, inputs_digest: str, folds: Sequence[int]) -> None:
+class WorkersLostError(ValueError):
+    """The workers failed more often than `workers.max_failures` allows; the message holds the last failure."""
+
+
+def train_under_ray(recipe: TrainRecipe, inputs_digest: str, folds: Sequence[int], resume: Resume) -> None:
     """Train these protocols on `recipe.workers`, in the running Ray cluster or a local one made for it.
 
-    Returns once all have a finished `fold-k`. Raises what the workers raised after `max_failures` new starts.
+    Returns once all have a finished `fold-k`. A lost worker makes Ray start the group again, up to `max_failures` times,
+    after which WorkersLostError is raised. A ValueError of the loop (recipe, data, checkpoint, full disk, non-finite loss)
+    is raised as it is and at once: another start would only meet it again.
     """
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # with it every printed line appears twice
     with ray_local.session(log_to_driver=True, num_cpus=_local_cpus(recipe)):
-        _trainer(recipe, inputs_digest, folds).fit()
+        from ray.train import ControllerError, TrainingFailedError
+
+        try:
+            _trainer(recipe, inputs_digest, folds, resume).fit()
+        except TrainingFailedError as error:
+            cause = error.controller_failure if isinstance(error, ControllerError) else None
+            if isinstance(cause, ValueError):
+                raise cause from None
+            raise WorkersLostError(
+                f"{recipe.out}: the workers failed {recipe.workers.max_failures + 1} times "
+                f"(workers.max_failures={recipe.workers.max_failures}); the last time: {error}. Started again, the "
+                "training goes on from its newest whole checkpoint"
+            ) from error
 
 
-def _trainer(recipe: TrainRecipe, inputs_digest: str, folds: Sequence[int]) -> Any:
+def _fail_fast() -> Any:
+    """Ray's failure policy counts every error of a worker. An error in a callback ends the run instead, so this one
+    raises what no new start would mend."""
+    from ray.train import UserCallback
+
+    class FailFast(UserCallback):
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            for error in worker_exceptions.values():
+                if isinstance(error, ValueError):
+                    raise error
+
+    return FailFast()
+
+
+def _trainer(recipe: TrainRecipe, inputs_digest: str, folds: Sequence[int], resume: Resume) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -40,6 +73,7 @@ def _trainer(recipe: TrainRecipe, inputs_digest: str, folds: Sequence[int]) -> A
             "recipe": recipe.model_dump(mode="json"),
             "inputs_digest": inputs_digest,
             "folds": list(folds),
+            "resume": resume,
         },
         torch_config=TorchConfig(backend="nccl" if workers.gpus else "gloo"),
         scaling_config=ScalingConfig(
@@ -49,6 +83,7 @@ def _trainer(recipe: TrainRecipe, inputs_digest: str, folds: Sequence[int]) -> A
             name=f"train-{inputs_digest[:16]}",
             storage_path=str(Path(recipe.out) / "ray"),
             failure_config=FailureConfig(max_failures=workers.max_failures),
+            callbacks=[_fail_fast()],
         ),
     )
 
@@ -69,6 +104,7 @@ def worker_loop(config: dict[str, Any]) -> None:
             config["inputs_digest"],
             report=lambda values: ray.train.report(values),
             features=features,
+            resume=Resume(*config["resume"]),
         )
 
 

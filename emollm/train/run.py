@@ -10,8 +10,9 @@ from typing import Any
 from dataset_build import storage
 from dataset_build.progress import duration
 from dataset_build.provenance import code_version, sha256_of_file, sha256_of_json
-from emollm.config import FOUNDATION_PARTS, TrainRecipe, train_inputs_digest
+from emollm.config import FOUNDATION_PARTS, TrainRecipe, train_inputs
 from emollm.data.loader import DataError, available_folds, epoch_rows, read_digest, training_table
+from emollm.train.resume import CHECKPOINTS, what_to_resume
 
 SCHEMA_VERSION = "1.0"
 TRAINING_FILE = "training.json"
@@ -70,10 +71,17 @@ def model_digest(out: str) -> str:
     return sha256_of_json({name: sha256_of_file(storage.join(out, name)) for name in names})
 
 
-def train(recipe: TrainRecipe, *, force: bool = False) -> dict[str, Any]:
+def train(
+    recipe: TrainRecipe,
+    *,
+    force: bool = False,
+    allow_world_size_change: bool = False,
+    allow_code_change: bool = False,
+) -> dict[str, Any]:
     """Train what is not trained yet; returns the content of training.json. Started again, it goes on or says so.
 
-    `force` removes what is there first, finished folds and checkpoints alike.
+    `force` removes what is there first, finished folds and checkpoints alike. Without it, an unfinished training of other
+    inputs in OUT is an error (see `emollm.train.resume`); a finished one is replaced.
     """
     from emollm.train.loop import finished_fold
     from emollm.train.ray_worker import train_under_ray
@@ -84,27 +92,35 @@ def train(recipe: TrainRecipe, *, force: bool = False) -> dict[str, Any]:
         )
     started = time.monotonic()
     data_digest = read_digest(recipe.data)
-    inputs_digest = train_inputs_digest(recipe, data_digest)
+    inputs = train_inputs(recipe, data_digest)
+    inputs_digest = sha256_of_json(inputs)
     if force:
         _remove_foreign(recipe, [])
-        shutil.rmtree(storage.join(recipe.out, "checkpoints"), ignore_errors=True)
-        shutil.rmtree(storage.join(recipe.out, "ray"), ignore_errors=True)
+        _remove_leftovers(recipe.out)
     elif done := finished_training(recipe, inputs_digest):
         print(
             f"nothing changed: {storage.join(recipe.out, TRAINING_FILE)} is of the same recipe, data and code"
         )
         return done
+    resume = what_to_resume(
+        recipe.out,
+        inputs,
+        world_size=recipe.workers.count,
+        allow_world_size_change=allow_world_size_change,
+        allow_code_change=allow_code_change,
+    )
     storage.remove(storage.join(recipe.out, TRAINING_FILE))
     folds = chosen_folds(recipe)
     for fold in (
         folds
     ):  # a mix that does not fit the data is refused here: Ray would start the workers again and again
         epoch_rows(row_keys(recipe, fold), recipe.mix, recipe.seed, 0)
-    _remove_foreign(recipe, [fold for fold in folds if finished_fold(recipe, fold, inputs_digest)])
-    if any(finished_fold(recipe, fold, inputs_digest) is None for fold in folds):
+    finished = [fold for fold in folds if finished_fold(recipe, fold, inputs_digest, resume)]
+    _remove_foreign(recipe, finished)
+    if len(finished) < len(folds):
         print(f"training {len(folds)} folds with {recipe.workers.count} workers, {recipe.out}", flush=True)
-        train_under_ray(with_absolute_paths(recipe), inputs_digest, folds)
-    results = [finished_fold(recipe, fold, inputs_digest) for fold in folds]
+        train_under_ray(with_absolute_paths(recipe), inputs_digest, folds, resume)
+    results = [finished_fold(recipe, fold, inputs_digest, resume) for fold in folds]
     if missing := [fold for fold, result in zip(folds, results) if result is None]:
         raise DataError(f"{recipe.out}: folds {missing} have no model; are all workers seeing this folder?")
     training = {
@@ -118,12 +134,17 @@ def train(recipe: TrainRecipe, *, force: bool = False) -> dict[str, Any]:
         "folds": results,
         "seconds": round(time.monotonic() - started, 1),
     }
-    for leftover in ("checkpoints", "ray"):
-        shutil.rmtree(storage.join(recipe.out, leftover), ignore_errors=True)
+    _remove_leftovers(recipe.out)
     plot_losses(recipe.out, folds)
     storage.write_json(storage.join(recipe.out, TRAINING_FILE), training)
     print(f"trained {len(folds)} folds in {duration(time.monotonic() - started)}: {recipe.out}", flush=True)
     return training
+
+
+def _remove_leftovers(out: str) -> None:
+    """Remove what only an unfinished training needs."""
+    for leftover in (CHECKPOINTS, "ray"):
+        shutil.rmtree(storage.join(out, leftover), ignore_errors=True)
 
 
 def _remove_foreign(recipe: TrainRecipe, finished: list[int]) -> None:
@@ -131,6 +152,7 @@ def _remove_foreign(recipe: TrainRecipe, finished: list[int]) -> None:
     run stay."""
     for folder in Path(recipe.out).glob("fold-*"):
         if (folder / "fold.json").exists() and folder.name not in {f"fold-{fold}" for fold in finished}:
+            print(f"{folder} is removed: it is damaged or of other inputs", flush=True)
             shutil.rmtree(folder)
 
 

@@ -136,7 +136,7 @@ def test_damaged_newest_checkpoint_falls_back_to_the_one_before(
 
     with pytest.raises(Stop):
         train_fold(recipe, 0, "d", report=stop_at_8)
-    folder = Path(recipe.out) / "checkpoints" / "d" / "fold-0"
+    folder = Path(recipe.out) / "checkpoints" / "fold-0"
     assert sorted(p.name for p in folder.glob("step-*")) == ["step-000004", "step-000006"], (
         "rotation keeps two"
     )
