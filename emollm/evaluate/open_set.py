@@ -1,8 +1,10 @@
-"""Open answers (Emo-O) → canonical emotion groups by a fixed, versioned table; never a judge that is sampled.
+"""Open answers (Emo-O) → emotion groups by a fixed, versioned table; never a judge that is sampled.
 
-Steps: normalise the text → look for refusals → look up phrases and words, by lemma where the word itself is not in the
-table → group. An answer that names words of two different groups, or that negates what it names ("not happy"), is
-`unparsed`; so is one without any word of the table, and its words are listed for whoever extends `synonyms.yaml`.
+Steps: normalise the text → look for refusals → find the table's phrases and words, by lemma where a form is not listed →
+group → primary emotion on the wheel. An answer stands for what its words have in common: words of one branch of groups
+("joyful excitement") count as the widest of them, so naming more than one feeling never scores better than naming the right
+one. An answer whose words have no group in common, or that negates what it names ("not happy"), is `unparsed`; so is one
+without any word of the table, and its words are listed for whoever extends `synonyms.yaml`.
 """
 
 from __future__ import annotations
@@ -10,9 +12,9 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 TABLE_PATH = Path(__file__).resolve().parent / "synonyms.yaml"
 
@@ -21,6 +23,8 @@ EMPTY = "empty"  # nothing but space or punctuation
 UNPARSED = "unparsed"  # no word of the table, a negated one, or words of different groups
 REFUSED = "refused"  # the model says that it cannot or will not answer
 STATUSES = (OK, EMPTY, UNPARSED, REFUSED)
+
+WHEEL = ("joy", "trust", "fear", "surprise", "sadness", "disgust", "anger", "anticipation")
 
 _REFUSALS = re.compile(
     r"\b(i (?:can ?not|can't|cant|am unable|am not able|won't|will not)|i'm (?:sorry|unable|not able)|sorry|as an ai)\b"
@@ -35,46 +39,92 @@ _SUFFIXES = (
     ("ment", ""), ("ing", ""), ("ing", "e"), ("ed", ""), ("ed", "e"), ("es", ""), ("s", ""), ("ful", ""), ("ish", ""),
 )  # fmt: skip
 _SHORTEST_STEM = 3
+_LONGEST_PHRASE = 3  # words
 
 
 class Table(NamedTuple):
-    """`group_of` maps a word or phrase to its group; `wheel_of` a group to its primary emotion, or None."""
+    """The synonym table. Words and phrases are keys as `_key` writes them.
+
+    `group_of` and `lemma_of` map every form to its group and to its lemma; `parent_of` a group to the wider group it is a
+    kind of, `wheel_of` to its primary emotion, each or None. `weak` words have everyday meanings besides.
+    """
 
     version: str
     group_of: dict[str, str]
+    lemma_of: dict[str, str]
+    parent_of: dict[str, str | None]
     wheel_of: dict[str, str | None]
+    weak: frozenset[str] = frozenset()
+
+    def branch(self, group: str) -> list[str]:
+        """`group` and the wider groups it is a kind of, the widest last."""
+        found: list[str] = []
+        at: str | None = group
+        while at is not None:
+            found.append(at)
+            at = self.parent_of[at]
+        return found
+
+    def in_common(self, groups: Iterable[str]) -> str | None:
+        """The narrowest group that all of `groups` are, or are kinds of; None where there is none."""
+        branches = [self.branch(group) for group in groups]
+        return next((group for group in branches[0] if all(group in other for other in branches[1:])), None)
+
+    def counted_as(self, group: str, vocabulary: Collection[str]) -> str:
+        """`group`, or the narrowest wider group of it that is in `vocabulary`; `group` itself where none is."""
+        return next((wider for wider in self.branch(group) if wider in vocabulary), group)
 
 
 class Parsed(NamedTuple):
-    """What an open answer says: `group` is None unless status is ok. `word` is the table's word that was found."""
+    """What an open answer says: `group` is None unless status is ok. `lemmas` are those of the table that it names."""
 
     status: str
     group: str | None
-    word: str | None
+    lemmas: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
 
 
 @functools.cache
 def load_table(path: Path = TABLE_PATH) -> Table:
-    """The synonym table. Raises ValueError where a word stands in two groups or a value has the wrong type."""
+    """The synonym table.
+
+    Raises ValueError where a word stands twice, is not normalised, or a parent, a primary emotion or a weak word is unknown.
+    """
     import yaml
 
     raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    group_of: dict[str, str] = {}
-    wheel_of: dict[str, str | None] = {}
+    table = Table(str(raw["version"]), {}, {}, {}, {}, frozenset(raw.get("weak", ())))
     for group, entry in raw["groups"].items():
-        wheel_of[group] = None if entry["wheel"] == "none" else entry["wheel"]
-        for word in entry["words"]:
-            if not isinstance(word, str) or word != normalise(word):
+        _add_group(table, group, entry, path)
+    for group, parent in table.parent_of.items():
+        if parent is not None and table.parent_of.get(parent, group) is not None:
+            raise ValueError(
+                f"{path}: group {group}: parent {parent!r} is not a group without a parent; name one of those"
+            )
+    if unknown := sorted(table.weak - set(table.group_of)):
+        raise ValueError(f"{path}: weak: {unknown[0]!r} is in no group; remove it or add it to one")
+    return table
+
+
+def _add_group(table: Table, group: str, entry: dict[str, Any], path: Path) -> None:
+    if entry["wheel"] not in (*WHEEL, "none"):
+        raise ValueError(
+            f"{path}: group {group}: wheel {entry['wheel']!r}; one of {', '.join(WHEEL)} or none"
+        )
+    table.wheel_of[group] = None if entry["wheel"] == "none" else entry["wheel"]
+    table.parent_of[group] = entry.get("parent")
+    for lemma, forms in entry["lemmas"].items():
+        for form in (lemma, *forms):
+            if not isinstance(form, str) or form != normalise(form):
                 raise ValueError(
-                    f"{path}: group {group}: {word!r} is not a normalised word; quote it, in lower case"
+                    f"{path}: group {group}: {form!r} is not a normalised word; quote it, in lower case"
                 )
-            if word in group_of:
+            key = _key(form)
+            if key in table.group_of:
                 raise ValueError(
-                    f"{path}: {word!r} stands in {group_of[word]} and in {group}; keep it in one group"
+                    f"{path}: {form!r} stands in {table.group_of[key]} and in {group}; keep it in one place"
                 )
-            group_of[word] = group
-    return Table(str(raw["version"]), group_of, wheel_of)
+            table.group_of[key], table.lemma_of[key] = group, _key(lemma)
 
 
 def normalise(text: str) -> str:
@@ -82,6 +132,11 @@ def normalise(text: str) -> str:
     folded = unicodedata.normalize("NFKC", text).casefold().replace("’", "'").replace("_", " ")
     kept = re.sub(r"[^\w\s'-]", " ", folded)
     return " ".join(word for word in (part.strip("'-") for part in kept.split()) if word)
+
+
+def _key(text: str) -> str:
+    """Normalised text with its hyphens as spaces: one spelling of `heart-broken` and `heart broken`."""
+    return " ".join(normalise(text).replace("-", " ").split())
 
 
 def lemmas(word: str) -> Iterator[str]:
@@ -106,40 +161,53 @@ def parse(text: str, table: Table | None = None) -> Parsed:
     table = table or load_table()
     plain = normalise(text)
     if not plain:
-        return Parsed(EMPTY, None, None)
-    joined = plain.replace("-", "")
-    for whole in (plain, joined):
+        return Parsed(EMPTY, None)
+    for whole in (_key(text), plain.replace("-", "")):
         if whole in table.group_of:
-            return Parsed(OK, table.group_of[whole], whole)
+            return Parsed(OK, table.group_of[whole], (table.lemma_of[whole],))
     if _REFUSALS.search(plain):
-        return Parsed(REFUSED, None, None)
-    found, negated, unknown = _scan(plain.replace("-", " ").split(), table)
-    groups = {table.group_of[word] for word in found}
-    if negated or len(groups) != 1:
-        return Parsed(UNPARSED, None, None, () if groups else tuple(unknown))
-    return Parsed(OK, groups.pop(), found[0])
+        return Parsed(REFUSED, None)
+    found, unknown = _scan(plain, table)
+    strong = [entry for entry in found if entry.word not in table.weak] or found
+    if not strong:
+        return Parsed(UNPARSED, None, (), tuple(unknown))
+    group = table.in_common(table.group_of[entry.word] for entry in strong)
+    if group is None or any(entry.negated for entry in strong):
+        return Parsed(UNPARSED, None)
+    return Parsed(OK, group, tuple(dict.fromkeys(table.lemma_of[entry.word] for entry in strong)))
 
 
-def _scan(words: list[str], table: Table) -> tuple[list[str], bool, list[str]]:
-    """(table entries in order, whether one of them is negated, words that are not in the table)."""
-    found: list[str] = []
+class _Found(NamedTuple):
+    word: str  # a key of the table
+    negated: bool
+
+
+def _scan(plain: str, table: Table) -> tuple[list[_Found], list[str]]:
+    """(the table's words and phrases in order, longest first; the words that are not in it)."""
+    words = [part for word in plain.split() for part in _parts(word, table)]
+    found: list[_Found] = []
     unknown: list[str] = []
-    negated = False
     position = 0
     while position < len(words):
-        pair = " ".join(words[position : position + 2])
-        if " " in pair and pair in table.group_of:
-            found.append(pair)
-            position += 2
-            continue
-        entry = lookup(words[position], table)
+        for length in range(_LONGEST_PHRASE, 1, -1):
+            phrase = " ".join(words[position : position + length])
+            if phrase.count(" ") == length - 1 and phrase in table.group_of:
+                entry: str | None = phrase
+                break
+        else:
+            length, entry = 1, lookup(words[position], table)
         if entry is None:
             unknown.append(words[position])
         else:
-            found.append(entry)
-            negated = negated or bool(_NEGATIONS & set(words[max(0, position - 2) : position]))
-        position += 1
-    return found, negated, unknown
+            found.append(_Found(entry, bool(_NEGATIONS & set(words[max(0, position - 2) : position]))))
+        position += length
+    return found, unknown
+
+
+def _parts(word: str, table: Table) -> list[str]:
+    """`heart-broken` as one word where the table knows it so, else its parts."""
+    joined = word.replace("-", "")
+    return [joined] if joined in table.group_of else word.replace("-", " ").split()
 
 
 class OpenScore(NamedTuple):
@@ -153,22 +221,35 @@ class OpenScore(NamedTuple):
     unknown: tuple[str, ...]
 
 
+def gold_groups(gold: Iterable[str], table: Table | None = None) -> list[str]:
+    """The groups of gold labels, in order.
+
+    Raises ValueError where one is not in the table: without it no synonym could ever count.
+    """
+    table = table or load_table()
+    groups = []
+    for label in gold:
+        key = _key(label)
+        if key not in table.group_of:
+            raise ValueError(f"gold label {label!r} is not in {TABLE_PATH.name}; add it to a group there")
+        groups.append(table.group_of[key])
+    return groups
+
+
 def compare(text: str, gold: tuple[str, ...], table: Table | None = None) -> OpenScore:
     """`text` against the gold labels (any of them counts).
 
-    Exact: the same word, or a form of it. Group: a word of the same group. Wheel: the same primary emotion on the
-    wheel; groups without one (neutral, sickness) match themselves only. Raises ValueError where a gold label is not in the
-    table: without it no synonym could ever count.
+    Exact: it names the gold label's lemma and no other. Group: its group is the gold's, or a kind of it (`amusement` where the
+    gold is `joy`, not the other way round). Wheel: the same primary emotion; groups without one (neutral, sickness) match
+    on the group level only. Raises ValueError where a gold label is not in the table.
     """
     table = table or load_table()
-    words = [normalise(label) for label in gold]
-    for label, word in zip(gold, words, strict=True):
-        if word not in table.group_of:
-            raise ValueError(f"gold label {label!r} is not in {TABLE_PATH.name}; add it to a group there")
+    groups = gold_groups(gold, table)
     parsed = parse(text, table)
-    groups = {table.group_of[word] for word in words}
-    same_group = parsed.group in groups
+    if parsed.group is None:
+        return OpenScore(parsed.status, None, False, False, False, parsed.unknown)
+    exact = any(parsed.lemmas == (table.lemma_of[_key(label)],) for label in gold)
+    same_group = any(group in table.branch(parsed.group) for group in groups)
     wheels = {table.wheel_of[group] for group in groups} - {None}
-    same_wheel = same_group or (parsed.group is not None and table.wheel_of[parsed.group] in wheels)
-    exact = parsed.status == OK and (parsed.word in words or normalise(text) in words)
+    same_wheel = same_group or table.wheel_of[parsed.group] in wheels
     return OpenScore(parsed.status, parsed.group, exact, same_group, same_wheel, parsed.unknown)

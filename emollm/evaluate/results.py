@@ -14,6 +14,8 @@ from dataset_build.provenance import code_version, sha256_of_file, sha256_of_jso
 from emollm.config import EvaluateRecipe, evaluate_inputs_digest
 from emollm.evaluate.protocol import EvaluationError
 
+# 1.1: calibration, intervals of all scores, scores per label, two levels of open answers. Readers take any 1.x.
+RESULTS_VERSION = "1.1"
 RESULTS, SAMPLES, REPORT = "results.json", "samples.parquet", "report.html"
 # The one sub-task whose labels a linear probe can read off the pictures' features.
 PROBED_SUB_TASK = "emo_c"
@@ -107,7 +109,7 @@ def evaluate(model_path: str, data: str, out: str, recipe: EvaluateRecipe) -> di
 
     Raises EvaluationError (a ValueError) for anything the caller can put right.
     """
-    from emollm.evaluate import records, report, run
+    from emollm.evaluate import records, report, run, scores
     from emollm.evaluate.protocol import read_rows, select_rows
 
     model, manifest = read_model(model_path), read_data_manifest(data)
@@ -130,7 +132,7 @@ def evaluate(model_path: str, data: str, out: str, recipe: EvaluateRecipe) -> di
     answers, baselines, work = _answers(model, manifest, rows, asked, recipe, job)
     made = records.make_records(asked, answers, baselines, manifest)
     results = {
-        "schema_version": records.RESULTS_VERSION,
+        "schema_version": RESULTS_VERSION,
         "inputs_digest": inputs_digest,
         "name": model.name,
         "split": recipe.split,
@@ -146,7 +148,7 @@ def evaluate(model_path: str, data: str, out: str, recipe: EvaluateRecipe) -> di
         "n": len(made),
         "left_out": left_out,
         "scoring": work,
-        **records.score_all(made, recipe),
+        **scores.score_all(made, recipe),
         "files": {SAMPLES: records.write_samples(storage.join(out, SAMPLES), made)},
     }  # fmt: skip
     report.write_report(out, results)
@@ -211,8 +213,8 @@ def _probe_answers(
 ) -> list[str | None]:
     """The linear probe's answer to each asked row of its sub-task, None for the others."""
     from emollm.evaluate.baselines import linear_probe_answers
-    from emollm.evaluate.metrics import linked_groups
     from emollm.evaluate.protocol import cluster_keys
+    from emollm.evaluate.statistics import linked_groups
 
     uids = [row.uid for row in probed]
     groups = dict(

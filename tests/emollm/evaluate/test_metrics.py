@@ -1,16 +1,16 @@
-"""Golden values by hand, agreement with scikit-learn, and what intervals must do whatever the data."""
+"""Scores by hand, against scikit-learn, and what holds whatever the answers."""
 
 from __future__ import annotations
 
-import itertools
+from random import Random
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn import metrics as sklearn_metrics
 
 from emollm.evaluate import metrics
-from emollm.evaluate.metrics import TaskScores
 
 GOLD = ["joy", "joy", "joy", "sad", "sad", "fear"]
 SAID = ["joy", "joy", "sad", "sad", "anger", "joy"]
@@ -41,119 +41,41 @@ def test_auroc_by_hand() -> None:
     assert metrics.auroc([True, True], [0.1, 0.2]) is None
 
 
+def test_calibration_error_by_hand() -> None:
+    """Four bins: (.25, .5] holds .5 and .3 (mean .4, accuracy .5), (.75, 1] holds .8 and 1 (mean .9, accuracy .5)."""
+    bins = metrics.calibration([True, False, True, False], [0.5, 0.3, 0.8, 1.0], bins=4)
+    assert [part.n for part in bins] == [0, 2, 0, 2]
+    assert bins[1].confidence == pytest.approx(0.4) and bins[3].accuracy == 0.5
+    assert metrics.expected_calibration_error(bins) == pytest.approx((2 * 0.1 + 2 * 0.4) / 4)
+
+
+def test_a_bin_holds_its_upper_bound_and_the_first_one_holds_zero() -> None:
+    places = [metrics.calibration_bin(p, 10) for p in (0.0, 1e-6, 0.1, 0.1000001, 0.3, 0.7, 0.9999, 1.0)]
+    assert places == [0, 0, 0, 1, 2, 6, 9, 9]
+    for confidence in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="no probability"):
+            metrics.calibration_bin(confidence)
+    with pytest.raises(ValueError, match="0 samples"):
+        metrics.expected_calibration_error(metrics.calibration([], []))
+
+
+def test_scores_per_label_by_hand() -> None:
+    scores = metrics.by_label(GOLD, SAID)
+    assert list(scores) == ["fear", "joy", "sad"]
+    assert scores["joy"] == (3, pytest.approx(2 / 3), pytest.approx(2 / 3), pytest.approx(2 / 3))
+    assert scores["sad"] == (2, 0.5, 0.5, 0.5)
+    assert scores["fear"] == (1, 0.0, None, 0.0)  # never the answer: there is no precision
+
+
+def test_one_class_alone_is_scored_on_itself() -> None:
+    assert metrics.macro_f1(["a", "a"], ["a", "b"]) == pytest.approx(2 / 3)
+    assert metrics.unweighted_average_recall(["a", "a"], ["a", "b"]) == 0.5
+    assert metrics.macro_f1(["a"], ["(other)"]) == 0.0
+
+
 def test_confusion_counts_answers_outside_the_labels_apart() -> None:
     counts = metrics.confusion(GOLD, SAID, ["joy", "sad", "fear"], "(other)")
     assert counts == [[2, 1, 0, 0], [0, 1, 0, 1], [1, 0, 0, 0]]
-
-
-def test_bootstrap_converges_to_the_exact_distribution_of_three_clusters() -> None:
-    """All 27 draws of 3 clusters out of 3, by hand, against the simulated quantiles and mean."""
-    values, clusters = [1.0, 1.0, 0.0, 1.0, 0.0], np.array([0, 0, 1, 1, 2])
-    sums, sizes = [2.0, 1.0, 0.0], [2.0, 2.0, 1.0]
-    exact = [
-        sum(sums[c] for c in draw) / sum(sizes[c] for c in draw)
-        for draw in itertools.product(range(3), repeat=3)
-    ]
-    simulated = metrics.bootstrap_means(np.array([values]), clusters, 200_000, seed=0)[0]
-    assert simulated.mean() == pytest.approx(np.mean(exact), abs=2e-3)
-    for value in sorted(set(exact)):
-        share = np.mean(np.isclose(simulated, value))
-        assert share == pytest.approx(np.mean(np.isclose(exact, value)), abs=4e-3)
-
-
-def test_cluster_of_copies_is_as_uncertain_as_one_sample() -> None:
-    once = metrics.bootstrap_interval([1, 0, 1, 0], np.arange(4), 4000, seed=0)
-    copied = metrics.bootstrap_interval([1, 0, 1, 0] * 50, np.tile(np.arange(4), 50), 4000, seed=0)
-    naive = metrics.bootstrap_interval([1, 0, 1, 0] * 50, np.arange(200), 4000, seed=0)
-    assert copied == once
-    assert naive.high - naive.low < 0.2 < once.high - once.low
-
-
-def test_interval_covers_the_truth_as_often_as_it_says() -> None:
-    generator = np.random.default_rng(1)
-    covered = 0
-    for seed in range(200):
-        correct = generator.random(80) < 0.4
-        low, high = metrics.bootstrap_interval(correct, np.arange(80), 400, seed)
-        covered += low <= 0.4 <= high
-    assert 0.88 <= covered / 200 <= 0.99
-
-
-def test_paired_difference_by_hand() -> None:
-    ours, theirs = [True, True, False, True], [True, False, False, False]
-    diff, interval = metrics.paired_difference(ours, theirs, np.arange(4), 4000, seed=0)
-    assert diff == 0.5
-    assert interval == (0.0, 1.0)
-    same, nothing = metrics.paired_difference(ours, ours, np.arange(4), 100, seed=0)
-    assert (same, nothing) == (0.0, (0.0, 0.0))
-    with pytest.raises(ValueError, match="same samples"):
-        metrics.paired_difference(ours, theirs[:3], np.arange(4), 100, seed=0)
-
-
-def test_mean_over_tasks_draws_a_shared_cluster_for_all_its_tasks() -> None:
-    """Two tasks on the same clusters with the same answers are exactly one task; opposite answers cancel."""
-    names = [f"e{n}" for n in range(6)]
-    correct = [1.0, 1.0, 0.0, 1.0, 0.0, 1.0]
-    one = metrics.mean_over_tasks({"a": TaskScores(correct, names)}, 2000, seed=0)
-    two = metrics.mean_over_tasks(
-        {"a": TaskScores(correct, names), "b": TaskScores(correct, names)}, 2000, seed=0
-    )
-    opposite = TaskScores([1 - value for value in correct], names)
-    none = metrics.mean_over_tasks({"a": TaskScores(correct, names), "b": opposite}, 2000, seed=0)
-    assert one == two
-    assert none == (0.5, (0.5, 0.5))
-
-
-def test_mean_over_tasks_by_hand() -> None:
-    point, interval = metrics.mean_over_tasks(
-        {"a": TaskScores([1, 0, 1, 1], ["x", "y", "x", "z"]), "b": TaskScores([0, 1], ["p", "q"])},
-        500,
-        seed=3,
-    )
-    assert point == (0.75 + 0.5) / 2
-    assert 0 <= interval.low <= point <= interval.high <= 1
-
-
-def test_rows_that_share_any_key_share_a_cluster() -> None:
-    keys = [
-        {"clip": "1", "actor": "a"},
-        {"clip": "2", "actor": "a"},
-        {"clip": "2"},
-        {"clip": "3"},
-        {},
-        {"clip": ""},
-    ]
-    groups = metrics.linked_groups(keys, ["u0", "u1", "u2", "u3", "u4", "u5"])
-    assert groups[0] == groups[1] == groups[2]
-    assert len(set(groups)) == 4
-
-
-def test_intervals_do_not_depend_on_the_order_of_the_rows() -> None:
-    keys, values = ["b", "a", "c", "a"], [1.0, 0.0, 1.0, 1.0]
-    order = [3, 1, 0, 2]
-    first = metrics.bootstrap_interval(values, metrics.cluster_ids(keys), 300, seed=5)
-    second = metrics.bootstrap_interval(
-        [values[i] for i in order], metrics.cluster_ids([keys[i] for i in order]), 300, seed=5
-    )
-    assert first == second
-
-
-answers = st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 5)), min_size=1, max_size=40)
-
-
-@settings(max_examples=60, deadline=None)
-@given(answers, st.integers(0, 9))
-def test_intervals_hold_for_any_answers(rows: list[tuple[bool, bool, int]], seed: int) -> None:
-    ours, theirs, clusters = ([row[place] for row in rows] for place in range(3))
-    ids = metrics.cluster_ids(clusters)
-    low, high = metrics.bootstrap_interval(ours, ids, 200, seed)
-    assert 0 <= low <= high <= 1
-    diff, (gain_low, gain_high) = metrics.paired_difference(ours, theirs, ids, 200, seed)
-    back, (loss_low, loss_high) = metrics.paired_difference(theirs, ours, ids, 200, seed)
-    assert diff == pytest.approx(-back)
-    assert (gain_low, gain_high) == pytest.approx((-loss_high, -loss_low))
-    if all(ours):
-        assert (low, high) == (1, 1)
 
 
 labels = st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("abcdx")), min_size=1, max_size=50)
@@ -171,3 +93,56 @@ def test_f1_and_uar_from_the_confusion_matrix(pairs: list[tuple[str, str]]) -> N
     f1 = 2 * hits / (counts.sum(axis=1) + counts[:, : len(names)].sum(axis=0))
     assert metrics.unweighted_average_recall(gold, said) == pytest.approx(recall.mean())
     assert metrics.macro_f1(gold, said) == pytest.approx(f1.mean())
+
+
+@settings(max_examples=40, deadline=None)
+@given(labels, st.randoms(use_true_random=False))
+def test_scores_are_those_of_scikit_learn_in_any_order(
+    pairs: list[tuple[str, str]], generator: Random
+) -> None:
+    gold, said = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    names = sorted(set(gold))
+    precision, recall, f1, support = sklearn_metrics.precision_recall_fscore_support(
+        gold, said, labels=names, zero_division=0
+    )
+    scores = metrics.by_label(gold, said)
+    assert [score.n for score in scores.values()] == support.tolist() and support.sum() == len(pairs)
+    assert [score.recall for score in scores.values()] == pytest.approx(recall.tolist())
+    assert [score.precision or 0.0 for score in scores.values()] == pytest.approx(precision.tolist())
+    assert [score.f1 for score in scores.values()] == pytest.approx(f1.tolist())
+    weighted = sklearn_metrics.recall_score(gold, said, labels=names, average="weighted", zero_division=0)
+    assert metrics.accuracy([g == s for g, s in pairs]) == pytest.approx(weighted)  # WAR
+    shuffled = generator.sample(pairs, len(pairs))
+    gold2, said2 = [pair[0] for pair in shuffled], [pair[1] for pair in shuffled]
+    assert metrics.macro_f1(gold2, said2) == pytest.approx(metrics.macro_f1(gold, said))
+    assert metrics.by_label(gold2, said2) == scores
+
+
+answered = st.lists(
+    st.tuples(st.booleans(), st.integers(0, 20).map(lambda n: n / 20)), min_size=1, max_size=60
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(answered)
+def test_calibration_error_is_a_share_and_counts_every_answer(rows: list[tuple[bool, float]]) -> None:
+    bins = metrics.calibration([row[0] for row in rows], [row[1] for row in rows])
+    assert sum(part.n for part in bins) == len(rows)
+    error = metrics.expected_calibration_error(bins)
+    assert 0 <= error <= 1
+    assert metrics.expected_calibration_error(metrics.calibration(*zip(*reversed(rows)))) == pytest.approx(
+        error
+    )
+    # One bin is |accuracy - mean confidence|; finer bins can only find more of it.
+    whole = abs(np.mean([row[0] for row in rows]) - np.mean([row[1] for row in rows]))
+    assert error >= whole - 1e-12
+
+
+@settings(max_examples=60, deadline=None)
+@given(answered)
+def test_auroc_is_the_share_of_pairs_in_order(rows: list[tuple[bool, float]]) -> None:
+    pairs = [(p, n) for is_p, p in rows if is_p for is_n, n in rows if not is_n]
+    expected = np.mean([(p > n) + (p == n) / 2 for p, n in pairs]) if pairs else None
+    assert metrics.auroc([row[0] for row in rows], [row[1] for row in rows]) == (
+        None if expected is None else pytest.approx(expected)
+    )
