@@ -148,6 +148,9 @@ class TuneConfig(Component):
     pack_tokens: int = Field(
         default=512, ge=1, description="a packed sequence holds at most this many tokens"
     )
+    pack_pictures: int = Field(
+        default=0, ge=0, description="and at most this many pictures and frames; 0: as many as fit"
+    )
     learning_rate: float = Field(default=5e-4, gt=0, description="of the language model's LoRA weights")
     projector_learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
@@ -165,6 +168,37 @@ class TuneConfig(Component):
         default=False, description="compute activations again in the backward pass instead of keeping them"
     )
     log_every: int = Field(default=2, ge=1, description="steps between two log lines (and reports to Ray)")
+
+
+class LoaderConfig(Component):
+    """How rows reach the step. Only the two shuffle keys change what is learned; see `emollm.data.plan`."""
+
+    decode_workers: int = Field(
+        default=0,
+        ge=0,
+        description="processes per worker that read rows and decode media; 0: the worker itself",
+    )
+    prefetch: int = Field(default=2, ge=1, description="steps that each decode worker is ahead")
+    shuffle_rows: int = Field(
+        default=4096,
+        ge=0,
+        description="rows (of whole row groups) mixed at a time; data with no more rows, or 0: all",
+    )
+    shuffle_files: int = Field(default=16, ge=1, description="files whose row groups are mixed at a time")
+    memory_mib: int = Field(
+        default=512, ge=1, description="row groups kept by each decode worker (or by the worker itself)"
+    )
+    cache_folder: str = Field(
+        default="",
+        description="where copies of remote files lie, shared by the workers of a node; empty: below its temporary folder",
+    )
+    cache_gib: float = Field(
+        default=50.0, gt=0, description="size of that folder; least recently used go first"
+    )
+
+
+# Loader keys that change when a row comes, but neither which nor what it holds: not part of a training's digest.
+LOADER_SPEED = {"decode_workers", "prefetch", "memory_mib", "cache_folder", "cache_gib"}
 
 
 class DeepSpeedConfig(Component):
@@ -255,15 +289,19 @@ class EvaluateRecipe(Component):
         default=1, ge=1, description="OpenMP threads of one worker; other numbers give other last bits"
     )
     mode: Literal["likelihood", "generate"] = Field(
-        default="likelihood", description="closed sub-tasks: options by log-likelihood, or text that is parsed"
+        default="likelihood",
+        description="closed sub-tasks: options by log-likelihood, or text that is parsed",
     )
     ablation: Literal["none", "text_only", "image_only"] = Field(
         default="none", description="what the model is shown: all, no media, or no words of the sample"
     )
     option_form: Literal["asked", "word", "letter", "letter_word"] = Field(
-        default="asked", description="which form of the options is scored; asked: the one the message asks for"
+        default="asked",
+        description="which form of the options is scored; asked: the one the message asks for",
     )
-    calibrate: bool = Field(default=False, description="divide by the probabilities under a content-free input")
+    calibrate: bool = Field(
+        default=False, description="divide by the probabilities under a content-free input"
+    )
     max_new_tokens: int | None = Field(
         default=None, ge=1, description="of a generated answer; null: 16, or 64 with mode generate"
     )
@@ -296,8 +334,9 @@ class EvaluateRecipe(Component):
 class TrainRecipe(Component):
     """Everything a training needs. `data` is an EmoBench folder, `out` receives the model; neither is in the digest.
 
-    `mix` says how many rows of `source/sub_task` one epoch takes: a number, a share below 1.0, or "all" (the default
-    for those not named). `folds` is "all", or the protocols to train (an EmoBench without folds has protocol 0 only).
+    `mix` says how many rows of `source/sub_task` one epoch takes: a whole number of rows (at most all), a weight with a
+    decimal point (0.3: three rows in ten; 2.5: every row two or three times, five times in two epochs), or "all" (the
+    default for those not named); see `emollm.data.plan.epoch_rows`. `folds` is "all", or the protocols to train (an EmoBench without folds has protocol 0 only).
     """
 
     name: str
@@ -325,6 +364,7 @@ class TrainRecipe(Component):
     mix: dict[str, Literal["all"] | int | float] = {}
     align: AlignConfig = AlignConfig()
     tune: TuneConfig = TuneConfig()
+    loader: LoaderConfig = LoaderConfig()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     workers: WorkersConfig = WorkersConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -345,9 +385,9 @@ class TrainRecipe(Component):
                 raise ValueError(
                     f"mix: {key!r} is not source/sub_task with a sub_task of {', '.join(SUB_TASKS)}"
                 )
-            if amount != "all" and (amount < 0 or (isinstance(amount, float) and amount > 1)):
+            if amount != "all" and not 0 <= amount < float("inf"):
                 raise ValueError(
-                    f"mix: {key}: {amount!r} is neither a number of rows, a share up to 1.0, nor all"
+                    f"mix: {key}: {amount!r} is neither a number of rows (48), a weight (0.3, 2.0), nor all"
                 )
         return self
 
@@ -470,7 +510,9 @@ def train_inputs_digest(recipe: TrainRecipe, data_digest: str) -> str:
 def train_inputs(recipe: TrainRecipe, data_digest: str) -> dict[str, Any]:
     """What makes two trainings the same: recipe (without places and the evaluate part), data, rationales, foundations,
     code. Raises RationalesError where the rationales that the recipe names are not there or are of other data."""
-    plain = recipe.model_dump(mode="json", exclude={"out", "data", "evaluate"})
+    plain = recipe.model_dump(
+        mode="json", exclude={"out": True, "data": True, "evaluate": True, "loader": LOADER_SPEED}
+    )
     if recipe.rationales is not None:
         plain["rationales"] = finished(recipe.data, recipe.rationales, data_digest)["digest"]
     for part, keys in HOW_IT_RUNS.items():

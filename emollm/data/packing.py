@@ -17,23 +17,30 @@ from emollm.data.collate import Encoded
 from emollm.data.masking import IGNORED
 
 
-def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+def first_fit(
+    lengths: Sequence[int], capacity: int, pictures: Sequence[int] = (), most_pictures: int = 0
+) -> list[list[int]]:
     """Put each length into the first bin with room, longest first; bins hold positions in `lengths`.
 
-    A length beyond `capacity` gets a bin of its own. The same lengths always give the same bins.
+    With `most_pictures`, a bin takes no more than so many of the rows' `pictures` (frames included). What is beyond
+    `capacity` or `most_pictures` by itself gets a bin of its own. The same lengths always give the same bins.
     """
     bins: list[list[int]] = []
     room: list[int] = []
+    places: list[int] = []
+    shown = pictures if most_pictures else [0] * len(lengths)
     for position in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        length = lengths[position]
+        length, count = lengths[position], shown[position]
         for number, left in enumerate(room):
-            if length <= left:
+            if length <= left and count <= max(0, places[number]):
                 bins[number].append(position)
                 room[number] -= length
+                places[number] -= count
                 break
         else:
             bins.append([position])
             room.append(capacity - length)
+            places.append(most_pictures - count)
     return bins
 
 

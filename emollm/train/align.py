@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from emollm.config import AlignConfig
-from emollm.data.loader import Corpus
+from emollm.data.collate import Encoded
+from emollm.data.features import Features
+from emollm.data.index import RowIndex
 from emollm.model.emollm import EmoLLM
 from emollm.model.processor import EmoLLMProcessor
 
@@ -25,21 +27,20 @@ from emollm.model.processor import EmoLLMProcessor
 def align(
     model: EmoLLM,
     processor: EmoLLMProcessor,
-    corpus: Corpus,
-    features: Callable[[int], Tensor | None],
+    index: RowIndex,
+    look: Callable[[list[list[int]]], Iterator[list[tuple[Encoded, Features]]]],
     config: AlignConfig,
     seed: int,
 ) -> list[float]:
-    """Train MVP in place; returns the loss of every step. Deterministic: every rank gets the same weights."""
-    tasks = corpus.table.column("sub_task").to_pylist()
-    answers = corpus.table.column("answer").to_pylist()
-    rows = [n for n, task in enumerate(tasks) if task in config.sub_tasks and corpus.encoded[n].media_frames]
+    """Train MVP in place; returns the loss of every step. Deterministic: every rank gets the same weights.
+
+    `look` gives the rows of each batch of row numbers, with their features.
+    """
+    tasks, answers, keys = index.column("sub_task"), index.column("answer"), index.keys
+    rows = [n for n, task in enumerate(tasks) if task in config.sub_tasks and index.pictures[n]]
     if not rows or config.steps == 0:
         return []
-    labels = {
-        key: sorted({answers[n] for n in rows if corpus.keys[n] == key})
-        for key in {corpus.keys[n] for n in rows}
-    }
+    labels = {key: sorted({answers[n] for n in rows if keys[n] == key}) for key in {keys[n] for n in rows}}
     words = {word: word_embedding(model, processor, word) for group in labels.values() for word in group}
     tables = {key: torch.stack([words[word] for word in group]) for key, group in labels.items()}
     centre_L = torch.stack(list(words.values())).mean(0)
@@ -47,21 +48,21 @@ def align(
     optimizer = torch.optim.AdamW(
         scene.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
-    pooled = {number: _pooled_patches(model, corpus, features, number) for number in rows}
     order = _endless(rows, seed)
+    batches = [[next(order) for _ in range(min(config.batch_size, len(rows)))] for _ in range(config.steps)]
     losses = []
-    for step in range(config.steps):
+    for step, (batch, found) in enumerate(zip(batches, look(batches))):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * min(
                 1.0, (step + 1) / 10, (config.steps - step) / (config.steps * 0.5)
             )
-        batch = [next(order) for _ in range(min(config.batch_size, len(rows)))]
-        sizes = [len(pooled[number]) for number in batch]
-        visual_ML = scene(torch.cat([pooled[number] for number in batch]))
+        pooled = [_pooled_patches(model, row, features) for row, features in found]
+        sizes = [len(part) for part in pooled]
+        visual_ML = scene(torch.cat(pooled))
         mean_BL = torch.stack([part.mean(0) for part in visual_ML.split(sizes)])
         terms = []
         for position, number in enumerate(batch):
-            key = corpus.keys[number]
+            key = keys[number]
             target = labels[key].index(answers[number])
             # Word embeddings share a large common direction; without it the cosines tell the words apart.
             cosine_K = nn.functional.cosine_similarity(
@@ -86,13 +87,10 @@ def word_embedding(model: EmoLLM, processor: EmoLLMProcessor, word: str) -> Tens
 
 
 @torch.no_grad()
-def _pooled_patches(
-    model: EmoLLM, corpus: Corpus, features: Callable[[int], Tensor | None], number: int
-) -> Tensor:
+def _pooled_patches(model: EmoLLM, row: Encoded, features: Features) -> Tensor:
     """A row's patch features as the scene projection takes them: averaged to its visual tokens. (M, vision width)"""
-    found = features(number)
-    assert found is not None, "only rows with pictures are aligned"
-    return model.projector.pool(found, corpus.encoded[number].media_frames)
+    assert features.patches is not None, "only rows with pictures are aligned"
+    return model.projector.pool(features.patches, row.media_frames)
 
 
 def _endless(rows: Sequence[int], seed: int) -> Iterator[int]:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from emollm.config import TrainRecipe
-from emollm.data.loader import read_digest
+from emollm.data.emobench import read_digest
 from emollm.model.base import EmoLLMBase
 from emollm.model.emollm import EmoLLM
 from emollm.model.foundations import PICTURES, load_mllm_tokenizer, read_config

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 
 from dataset_build import storage
 from emollm.config import TrainRecipe
-from emollm.data.loader import epoch_rows
-from emollm.train.run import chosen_folds, row_keys
+from emollm.data.index import outline
+from emollm.data.plan import epoch_rows
+from emollm.train.run import chosen_folds
 
 _GIB = 2**30
 # What of a GPU's memory a plan may use; the rest is for CUDA's context, NCCL and fragmentation.
@@ -120,8 +121,9 @@ def _rows(recipe: TrainRecipe) -> list[str]:
             f"data: {recipe.data} holds no finished EmoBench yet, so rows and steps are not known; build it first"
         ]
     lines = []
-    for fold in chosen_folds(recipe):
-        keys = row_keys(recipe, fold)
+    index = outline(recipe.data)
+    for fold in chosen_folds(recipe, index):
+        keys = index.of_fold(fold).keys
         rows = epoch_rows(keys, recipe.mix, recipe.seed, 0)
         taken = {key: sum(1 for number in rows if keys[number] == key) for key in sorted(set(keys))}
         steps = -(-len(rows) // recipe.tune.batch_size) * recipe.tune.epochs

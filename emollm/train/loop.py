@@ -10,57 +10,35 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from dataset_build import storage
 from dataset_build.provenance import sha256_of_file
+from emollm import model_card
 from emollm.config import TrainRecipe
-from emollm.data.collate import AnyProcessor, Encoded
-from emollm.data.features import Features, FeatureStore
-from emollm.data.loader import Corpus, Step, plan_training, read_digest, training_table
+from emollm.data.emobench import DataError, read_digest, read_manifest
+from emollm.data.features import FeatureStore
 from emollm.data.masking import IGNORED
-from emollm.data.packing import first_fit, pack
-from emollm.model.base import EmoLLMBase
-from emollm.model.emollm import EmoLLM
-from emollm.model.processor import EmoLLMProcessor
+from emollm.data.plan import epoch_rows
+from emollm.data.stream import StepRows, Stream
 from emollm.train import perspectives
-from emollm.train.align import align
-from emollm.train.build import initial_model, part_seed
+from emollm.train.build import part_seed
 from emollm.train.checkpoint import Checkpoints, Whole, disk_trouble
 from emollm.train.deepspeed import ensure_process_group, group_device, make_engine, trained_state
+from emollm.train.fold import Fold, align_fold, look_at_pictures, make_batch, prepare
 from emollm.train.metrics import MetricsWriter, read_metrics
 from emollm.train.resume import ONLY_THE_SAME, Resume, fold_checkpoints
 
 FOLD_FILE = "fold.json"
+RECIPE_FILE = "recipe.json"  # beside the checkpoints: what they are of
 Report = Callable[[dict[str, Any]], None]
 
 
 class NonFiniteLossError(ValueError):
     """The loss is not a number or infinite; the message names the samples of the batch."""
-
-
-class Fold(NamedTuple):
-    """Everything one rank needs to train one protocol."""
-
-    recipe: TrainRecipe
-    number: int
-    model: EmoLLMBase
-    processor: AnyProcessor
-    corpus: Corpus
-    features: FeatureStore
-    steps: list[Step]
-    rank: int
-    world: int
-
-    def row_features(self, number: int) -> Features:
-        return self.features.row(self.corpus, number, self.model, self.processor)
-
-    def row_patches(self, number: int) -> Tensor | None:
-        return self.row_features(number).patches
 
 
 def fold_folder(recipe: TrainRecipe, fold: int) -> str:
@@ -86,9 +64,12 @@ def finished_fold(
 
 
 def model_files(recipe: TrainRecipe, fold: int) -> dict[str, str]:
-    """sha256 of every file of an exported fold, without its log."""
+    """sha256 of every file of an exported fold, without its log and its card, which may be edited."""
     folder = fold_folder(recipe, fold)
-    names = [name for name in storage.list_files(folder) if name != FOLD_FILE and not name.startswith("log/")]
+    others = (FOLD_FILE, model_card.CARD, model_card.FACTS)
+    names = [
+        name for name in storage.list_files(folder) if name not in others and not name.startswith("log/")
+    ]
     return {name: sha256_of_file(storage.join(folder, name)) for name in names}
 
 
@@ -116,6 +97,9 @@ def train_fold(
         fold_checkpoints(recipe.out, fold), inputs_digest, recipe.checkpoint.keep, resume
     )
     newest = checkpoints.newest_whole()
+    if rank == 0:  # so that a checkpoint can be exported without the run
+        record = {"recipe": recipe.model_dump(mode="json"), "fold": fold, "card": card_facts(state)}
+        storage.write_json(str(checkpoints.folder / RECIPE_FILE), record)
     look_at_pictures(state)
     kept: dict[str, Any] = newest.kept if newest else {"align_losses": align_fold(state), "changes": []}
     state.model.train()
@@ -141,7 +125,7 @@ def train_fold(
         "path": f"fold-{fold}",
         "steps": len(state.steps),
         "samples_seen": _rows_seen(state),
-        "rows": len(state.corpus),
+        "rows": len(state.index),
         "world_size": world,
         "changes": kept["changes"],
         "align": {"first_loss": align_losses[0], "final_loss": align_losses[-1]} if align_losses else None,
@@ -166,65 +150,6 @@ def changes(newest: Whole, inputs_digest: str, world: int) -> list[dict[str, Any
     return found
 
 
-def prepare(recipe: TrainRecipe, fold: int, rank: int, world: int, features: FeatureStore) -> Fold:
-    """Model, rows, plan and picture features of one protocol."""
-    model, processor = initial_model(recipe, recipe.seed)
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    corpus = Corpus(training_table(recipe.data, fold), processor, limit)
-    tune = recipe.tune
-    steps = plan_training(
-        corpus.keys,
-        corpus.lengths,
-        mix=recipe.mix,
-        seed=recipe.seed,
-        epochs=tune.epochs,
-        batch_size=tune.batch_size,
-        micro_batch=tune.micro_batch,
-        world_size=world,
-        rank=rank,
-    )
-    if rank == 0:
-        print(
-            f"fold {fold}: {len(corpus)} training rows, {len(steps)} steps of {tune.batch_size} rows",
-            flush=True,
-        )
-    return Fold(recipe, fold, model, processor, corpus, features, steps, rank, world)
-
-
-def look_at_pictures(state: Fold) -> None:
-    """Compute the features of all pictures that the fold will see, shared among the ranks."""
-    numbers = _rows_looked_at(state)
-    state.features.fill(state.corpus, numbers, state.model, state.processor, state.rank, state.world)
-
-
-def align_fold(state: Fold) -> list[float]:
-    """Stage 1; the loss of every step. An attached foundation's projector is aligned already."""
-    if state.recipe.foundation.family == "attached":
-        return []
-    started = time.monotonic()
-    model, processor = state.model, state.processor
-    assert isinstance(model, EmoLLM) and isinstance(processor, EmoLLMProcessor)
-    losses = align(model, processor, state.corpus, state.row_patches, state.recipe.align, state.recipe.seed)
-    if losses and state.rank == 0:
-        print(
-            f"fold {state.number}: aligned pictures with label words in {len(losses)} steps, "
-            f"loss {losses[0]:.3f} to {losses[-1]:.3f}, {time.monotonic() - started:.1f} s",
-            flush=True,
-        )
-    return losses
-
-
-def _rows_looked_at(state: Fold) -> list[int]:
-    planned = {number for step in state.steps for batch in step.micro_batches for number in batch}
-    everyone: list[Any] = [planned]
-    if state.world > 1:
-        everyone = [None] * state.world
-        dist.all_gather_object(everyone, planned)
-    tasks = state.corpus.table.column("sub_task").to_pylist()
-    aligned = {number for number, task in enumerate(tasks) if task in state.recipe.align.sub_tasks}
-    return sorted(set().union(aligned, *everyone))
-
-
 def _rows_seen(state: Fold) -> int:
     rows = sum(len(batch) for step in state.steps for batch in step.micro_batches)
     count = torch.tensor([rows], device=group_device())
@@ -245,11 +170,13 @@ def run_steps(
     folder = log_folder(recipe, state.number)
     writer = None
     if state.rank == 0:
-        what = f"fold {state.number} training"
-        writer = MetricsWriter(folder, what, total, done_steps, recipe.tune.log_every).__enter__()
+        writer = MetricsWriter(
+            folder, recipe.name, state.number, total, done_steps, recipe.tune.log_every
+        ).__enter__()
+    stream = state.stream([step.micro_batches for step in state.steps], start=done_steps)
     try:
         for number in range(done_steps, total):
-            values = run_step(state, engine, number)
+            values = run_step(state, engine, number, stream)
             if writer is not None:
                 writer.write(values)
             if report is not None and (
@@ -257,40 +184,50 @@ def run_steps(
             ):
                 report({"fold": state.number, **values})
             if values["step"] % recipe.checkpoint.every_steps == 0 or values["step"] == total:
+                began = time.monotonic()
                 checkpoints.save(engine, values["step"], kept)
+                if writer is not None:
+                    writer.checkpoint_written(time.monotonic() - began)
     finally:
+        stream.close()
         if writer is not None:
             writer.__exit__(None, None, None)
 
 
-def run_step(state: Fold, engine: Any, number: int) -> dict[str, Any]:
-    """One optimizer step over the global batch `number`. Every rank calls this with the same number."""
+def run_step(state: Fold, engine: Any, number: int, stream: Stream) -> dict[str, Any]:
+    """One optimizer step over the global batch `number`, which is the next of the stream. Every rank calls this with
+    the same number. Raises DataError on all ranks where one of them cannot read its rows."""
     started = time.monotonic()
     step, tune = state.steps[number], state.recipe.tune
     torch.manual_seed(part_seed(state.recipe.seed, f"fold {state.number} step {number} rank {state.rank}"))
-    batches = [make_batch(state, rows) for rows in step.micro_batches]
+    read, problem = _next(stream)
     waited = time.monotonic() - started
-    # Supervised tokens and all tokens of the whole step, over ranks and micro-batches.
+    # Of the whole step, over ranks and micro-batches: supervised tokens, all tokens, rows; ranks that cannot read.
     counts = torch.tensor(
         [
-            sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches),
-            sum(len(state.corpus.encoded[row].input_ids) for rows in step.micro_batches for row in rows),
+            sum(label != IGNORED for rows in read for row in rows for label in row.labels[1:]),
+            sum(state.index.lengths[row] for rows in step.micro_batches for row in rows),
+            sum(len(rows) for rows in step.micro_batches),
+            1 if problem else 0,
         ],
         dtype=torch.float64,
         device=group_device(),
     )
     dist.all_reduce(counts)
+    if int(counts[3]):
+        stop_unread(state, problem, number)
     supervised = float(counts[0])
     # DeepSpeed averages gradients over ranks and micro-batches; this makes the average the mean over all tokens.
-    divisor = supervised / (state.world * len(batches))
+    divisor = supervised / (state.world * len(read))
     factor = schedule(number, len(state.steps), tune.warmup_share, tune.final_share)
     for group in engine.optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
     loss_sum = 0.0
-    for batch, rows in zip(batches, step.micro_batches):
+    for numbers, rows in zip(step.micro_batches, read):
+        batch = make_batch(state, numbers, rows)
         loss = engine(**batch, supervised_only=True, num_items_in_batch=divisor).loss
         local = float(loss.detach()) * divisor
-        stop_if_not_finite(state, local, rows, number)
+        stop_if_not_finite(state, local, [row.uid for row in rows], number)
         loss_sum += local
         engine.backward(loss)
         engine.step()
@@ -305,39 +242,11 @@ def run_step(state: Fold, engine: Any, number: int) -> dict[str, Any]:
         "learning_rate": tune.learning_rate * factor,
         "grad_norm": None if norm is None else float(norm),
         "supervised_tokens": int(supervised),
+        "rows": int(counts[2]),
         "tokens_per_s": float(counts[1]) / spent,
         "data_wait_share": waited / spent,
         "seconds": round(spent, 3),
     }
-
-
-def make_batch(state: Fold, rows: Sequence[int]) -> dict[str, Any]:
-    """The batch of some rows, packed. Without rows, a batch that takes part in everything and weighs nothing."""
-    encoded = [state.corpus.encoded[row] for row in rows]
-    if not rows:
-        filler = min(range(len(state.corpus)), key=lambda row: (state.corpus.lengths[row], row))
-        rows, encoded = [filler], [_unsupervised(state.corpus.encoded[filler])]
-    tune = state.recipe.tune
-    capacity = tune.pack_tokens if tune.packing else 0
-    bins = first_fit([len(row.input_ids) for row in encoded], capacity)
-    batch: dict[str, Any] = pack(encoded, bins, state.processor.pad_id)
-    order = [i for one in bins for i in one]
-    found = [state.row_features(rows[i]) for i in order]
-    if patches := [features.patches for features in found if features.patches is not None]:
-        batch["patches"] = torch.cat(patches)
-        batch["media_frames"] = [frames for i in order for frames in encoded[i].media_frames]
-    if visuals := [visual for features in found for visual in features.visuals]:
-        batch["visuals"] = visuals
-    if heard := [features.heard for features in found if features.heard is not None]:
-        batch["heard"] = torch.cat(heard)
-    return {
-        name: value.to(state.model.device) if isinstance(value, Tensor) else value
-        for name, value in batch.items()
-    }
-
-
-def _unsupervised(row: Encoded) -> Encoded:
-    return row._replace(labels=[IGNORED] * len(row.labels))
 
 
 def schedule(number: int, total: int, warmup_share: float, final_share: float) -> float:
@@ -349,20 +258,45 @@ def schedule(number: int, total: int, warmup_share: float, final_share: float) -
     return final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def stop_if_not_finite(state: Fold, local: float, rows: Sequence[int], number: int) -> None:
+def _next(stream: Stream) -> tuple[StepRows, str]:
+    """The next step's rows, or why they cannot be read."""
+    try:
+        return next(stream), ""
+    except DataError as error:
+        return [], str(error)
+
+
+def stop_unread(state: Fold, problem: str, number: int) -> None:
+    """Raise DataError on all ranks, with what those say that cannot read their rows."""
+    everyone: list[Any] = [None] * state.world
+    dist.all_gather_object(everyone, problem)
+    raise DataError(
+        f"fold {state.number}, step {number + 1}: "
+        + "; ".join(f"rank {rank}: {said}" for rank, said in enumerate(everyone) if said)
+    )
+
+
+def stop_if_not_finite(state: Fold, local: float, uids: Sequence[str], number: int) -> None:
     """Raise NonFiniteLossError on all ranks if the loss of any is not finite, before the optimizer moves."""
     bad = torch.tensor([0.0 if math.isfinite(local) else 1.0], device=group_device())
     dist.all_reduce(bad)
     if float(bad) == 0:
         return
-    mine = [] if math.isfinite(local) else [state.corpus.encoded[row].uid for row in rows]
+    mine = [] if math.isfinite(local) else list(uids)
     everyone: list[Any] = [None] * state.world
     dist.all_gather_object(everyone, mine)
-    uids = [uid for part in everyone for uid in part]
+    named = [uid for part in everyone for uid in part]
     raise NonFiniteLossError(
-        f"fold {state.number}, step {number + 1}: the loss is not finite; batch: {', '.join(uids)}; "
+        f"fold {state.number}, step {number + 1}: the loss is not finite; batch: {', '.join(named)}; "
         f"look at these samples, or lower tune.learning_rate"
     )
+
+
+def card_facts(state: Fold) -> dict[str, Any]:
+    """What the model's card says of the training."""
+    keys, recipe = state.index.keys, state.recipe
+    taken = epoch_rows(keys, recipe.mix, recipe.seed, 0)
+    return model_card.facts(recipe, keys, taken, read_manifest(recipe.data), state.model.config.foundations)
 
 
 def export_fold(state: Fold, engine: Any, result: dict[str, Any]) -> None:
@@ -379,6 +313,7 @@ def export_fold(state: Fold, engine: Any, result: dict[str, Any]) -> None:
         ][-5:]
         result["final_loss"] = sum(last) / len(last)
         result["perspectives"] = opened if attached else perspectives.of_composed(state, weights)
+        model_card.write(folder, card_facts(state), result, "light")
         result["files"] = model_files(state.recipe, state.number)
         storage.write_json(str(folder / FOLD_FILE), result)
     shared: list[Any] = [result]

@@ -13,12 +13,12 @@ from emollm.model.attached_model import AttachedEmoLLM
 from emollm.model.projector import MVP, SceneProjection
 
 if TYPE_CHECKING:
-    from emollm.train.loop import Fold
+    from emollm.train.fold import Fold
 
 
 def of_composed(state: Fold, weights: dict[str, Tensor], most: int = 64) -> dict[str, float]:
     """Over up to `most` training rows with pictures, from the whole trained `weights`. Rank 0 calls this."""
-    chosen = _rows_with_pictures(state, most)
+    looked = state.look_here(_rows_with_pictures(state, most))
     config = state.model.config
     projector = MVP(
         SceneProjection(config.vision_config.hidden_size, config.text_config.hidden_size),
@@ -30,8 +30,8 @@ def of_composed(state: Fold, weights: dict[str, Tensor], most: int = 64) -> dict
     projector.load_state_dict(
         {name.removeprefix(own): value for name, value in weights.items() if name.startswith(own)}
     )
-    found = [patches for n in chosen if (patches := state.row_patches(n)) is not None]
-    frames = [count for n in chosen for count in state.corpus.encoded[n].media_frames]
+    found = [features.patches for _, features in looked if features.patches is not None]
+    frames = [count for row, _ in looked for count in row.media_frames]
     return projector.opened(torch.cat(found), frames) if found else {}
 
 
@@ -41,8 +41,8 @@ def of_attached(state: Fold, most: int = 16) -> dict[str, float]:
     model = state.model.eval()
     assert isinstance(model, AttachedEmoLLM)
     shares: dict[str, list[float]] = {}
-    for number in _rows_with_pictures(state, most):
-        for visual in state.row_features(number).visuals:
+    for _, features in state.look_here(_rows_with_pictures(state, most)):
+        for visual in features.visuals:
             opened = model.projector.opened(partial(model.visual_tokens, [visual]))
             for name, share in opened.items():
                 shares.setdefault(name, []).append(share)
@@ -50,6 +50,6 @@ def of_attached(state: Fold, most: int = 16) -> dict[str, float]:
 
 
 def _rows_with_pictures(state: Fold, most: int) -> list[int]:
-    """At most `most` training rows with pictures, evenly over the corpus."""
-    numbers = [n for n in range(len(state.corpus)) if state.corpus.encoded[n].media_frames]
+    """At most `most` training rows with pictures, evenly over the index."""
+    numbers = [n for n, pictures in enumerate(state.index.pictures) if pictures]
     return numbers[:: max(1, len(numbers) // most)][:most]

@@ -11,7 +11,9 @@ from dataset_build import storage
 from dataset_build.progress import duration
 from dataset_build.provenance import code_version, sha256_of_file, sha256_of_json
 from emollm.config import FOUNDATION_PARTS, TrainRecipe, train_inputs
-from emollm.data.loader import DataError, available_folds, epoch_rows, read_digest, training_table
+from emollm.data.emobench import DataError, read_digest
+from emollm.data.index import RowIndex, make_index
+from emollm.data.plan import epoch_rows
 from emollm.train.resume import CHECKPOINTS, what_to_resume
 
 SCHEMA_VERSION = "1.0"
@@ -33,21 +35,14 @@ def _absolute(path: str) -> str:
     return str(Path(path).resolve()) if not storage.is_remote(path) and Path(path).exists() else path
 
 
-def chosen_folds(recipe: TrainRecipe) -> list[int]:
+def chosen_folds(recipe: TrainRecipe, index: RowIndex) -> list[int]:
     """The protocols to train. Raises DataError where the recipe asks for one that the data do not have."""
-    there = available_folds(recipe.data)
+    there = index.folds()
     if recipe.folds == "all":
         return there
     if missing := [fold for fold in recipe.folds if fold not in there]:
         raise DataError(f"folds {missing} were asked for, but {recipe.data} has {there}")
     return list(recipe.folds)
-
-
-def row_keys(recipe: TrainRecipe, fold: int) -> list[str]:
-    """`source/sub_task` of every training row of a protocol: what `mix` speaks of."""
-    table = training_table(recipe.data, fold, ["source", "sub_task"])
-    columns = (table.column(name).to_pylist() for name in ("source", "sub_task"))
-    return [f"{source}/{sub_task}" for source, sub_task in zip(*columns)]
 
 
 def finished_training(recipe: TrainRecipe, inputs_digest: str) -> dict[str, Any] | None:
@@ -83,6 +78,7 @@ def train(
     `force` removes what is there first, finished folds and checkpoints alike. Without it, an unfinished training of other
     inputs in OUT is an error (see `emollm.train.resume`); a finished one is replaced.
     """
+    from emollm.train.fold import row_encoder, trainable
     from emollm.train.loop import finished_fold
     from emollm.train.ray_worker import train_under_ray
 
@@ -110,16 +106,16 @@ def train(
         allow_code_change=allow_code_change,
     )
     storage.remove(storage.join(recipe.out, TRAINING_FILE))
-    folds = chosen_folds(recipe)
-    for fold in (
-        folds
-    ):  # a mix that does not fit the data is refused here: Ray would start the workers again and again
-        epoch_rows(row_keys(recipe, fold), recipe.mix, recipe.seed, 0)
+    placed = with_absolute_paths(recipe)
+    index = make_index(placed.data, placed.out, row_encoder(placed), data_digest, on_ray=True)
+    folds = chosen_folds(recipe, index)
+    for fold in folds:  # what cannot be trained is refused here: Ray would start the workers again and again
+        epoch_rows(trainable(index, recipe, fold).keys, recipe.mix, recipe.seed, 0)
     finished = [fold for fold in folds if finished_fold(recipe, fold, inputs_digest, resume)]
     _remove_foreign(recipe, finished)
     if len(finished) < len(folds):
         print(f"training {len(folds)} folds with {recipe.workers.count} workers, {recipe.out}", flush=True)
-        train_under_ray(with_absolute_paths(recipe), inputs_digest, folds, resume)
+        train_under_ray(placed, inputs_digest, folds, resume)
     results = [finished_fold(recipe, fold, inputs_digest, resume) for fold in folds]
     if missing := [fold for fold, result in zip(folds, results) if result is None]:
         raise DataError(f"{recipe.out}: folds {missing} have no model; are all workers seeing this folder?")

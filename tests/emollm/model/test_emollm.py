@@ -7,15 +7,15 @@ import torch
 
 from emollm.config import LoRAConfig, MVPConfig, TrainRecipe
 from emollm.data.collate import collate, encode_sample
-from emollm.data.loader import read_table
 from emollm.model.emollm import EmoLLM, MediaMismatchError
 from emollm.model.foundations import FoundationError
 from emollm.model.projector import MVP, average_patches, patch_graph
 from emollm.train.build import initial_model
+from tests.emollm.train.small_emobench import read_rows
 
 
 def some_rows(recipe: TrainRecipe, count: int = 4) -> list[dict]:
-    return read_table(recipe.data, ["train", "test"]).slice(0, count + 2).to_pylist()[2:]
+    return read_rows(recipe.data, "train", "test")[2 : count + 2]
 
 
 def batch_of(recipe: TrainRecipe, processor, side: str = "right") -> dict[str, torch.Tensor]:

@@ -9,13 +9,12 @@ import torch
 
 from emollm.config import TrainRecipe
 from emollm.data.collate import SampleError, collate, encode_sample, encode_text
-from emollm.data.loader import read_table
 from emollm.data.packing import first_fit, pack
 from emollm.model.audio import SoundReader, hear, load_audio_tower
 from emollm.model.emollm import EmoLLM, MediaMismatchError
 from emollm.train.build import initial_model, initial_processor
 from emollm.train.loop import train_fold
-from tests.emollm.train.small_emobench import sample, sound
+from tests.emollm.train.small_emobench import read_rows, sample, sound
 from tests.fixtures.tiny_models import AUDIO
 
 
@@ -84,10 +83,7 @@ def test_sounds_and_places_must_agree(hearing: TrainRecipe):
 
 def test_packed_and_padded_batches_with_sounds_give_the_same_loss_and_gradients(hearing: TrainRecipe):
     model, processor = initial_model(hearing, 0)
-    rows = [
-        encode_sample(row, processor, supervise=True)
-        for row in read_table(hearing.data, ["train"]).to_pylist()[:8]
-    ]
+    rows = [encode_sample(row, processor, supervise=True) for row in read_rows(hearing.data, "train")[:8]]
     assert any(row.sounds for row in rows) and any(not row.sounds for row in rows)
 
     def loss_and_gradients(batch: dict) -> tuple[float, list[torch.Tensor]]:

@@ -90,6 +90,15 @@ def sample(
     return row | changes
 
 
+def read_rows(data: Path | str, *splits: str) -> list[dict[str, Any]]:
+    """The rows of these splits, sorted by uid."""
+    tables = [
+        pq.read_table(path) for split in splits for path in sorted((Path(data) / split).glob("*.parquet"))
+    ]
+    rows: list[dict[str, Any]] = pa.concat_tables(tables).sort_by("uid").to_pylist()
+    return rows
+
+
 def in_words(row: dict[str, Any]) -> dict[str, Any]:
     """The row without its media; its label is told by a word."""
     words = row["messages"][0]["content"].rpartition("\n")[0]

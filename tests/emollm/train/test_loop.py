@@ -15,8 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 from emollm.config import TrainRecipe, load_recipe
-from emollm.data.features import FeatureStore, media_key
-from emollm.train.loop import NonFiniteLossError, align_fold, finished_fold, prepare, schedule, train_fold
+from emollm.data.encoder import media_key
+from emollm.data.features import FeatureStore
+from emollm.train.fold import align_fold, look_at_pictures, prepare
+from emollm.train.loop import NonFiniteLossError, finished_fold, schedule, train_fold
 from emollm.train.metrics import read_metrics
 
 RANK = Path(__file__).with_name("rank.py")
@@ -263,7 +265,6 @@ def test_without_a_cache_no_picture_is_looked_at_beforehand(
     tiny_recipe: TrainRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from emollm.data import features
-    from emollm.train.loop import look_at_pictures
 
     state = prepare(tiny_recipe, 0, 0, 1, FeatureStore(0))
     monkeypatch.setattr(features, "compute", lambda *_: pytest.fail("computed and thrown away"))
@@ -274,7 +275,6 @@ def test_only_as_many_features_are_computed_beforehand_as_are_kept(
     tiny_recipe: TrainRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from emollm.data import features
-    from emollm.train.loop import look_at_pictures
 
     computed = []
     real = features.compute

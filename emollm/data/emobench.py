@@ -1,0 +1,90 @@
+"""A finished EmoBench folder as training sees it: its manifest, its files, and the light columns of its rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from dataset_build import storage
+from dataset_build.schema import SPLITS
+
+if TYPE_CHECKING:
+    import pyarrow
+
+
+class DataError(ValueError):
+    """An EmoBench folder that cannot be trained on; the message names file and remedy."""
+
+
+class DataFile(NamedTuple):
+    """One Parquet file of samples; `path` is relative to the EmoBench folder. `bytes` is 0 where it is not stated."""
+
+    path: str
+    rows: int
+    sha256: str
+    bytes: int
+
+
+def read_manifest(data: str) -> dict[str, Any]:
+    """The manifest of a finished EmoBench. Raises DataError where there is none."""
+    path = storage.join(data, "manifest.json")
+    if not storage.exists(path):
+        raise DataError(f"{path}: not there, so {data} is no finished EmoBench; build it first")
+    found: dict[str, Any] = storage.read_json(path)
+    return found
+
+
+def read_digest(data: str) -> str:
+    """The digest of a finished EmoBench. Raises DataError where there is none."""
+    digest = read_manifest(data).get("digest")
+    if not isinstance(digest, str):
+        raise DataError(f"{storage.join(data, 'manifest.json')}: has no digest; build EmoBench again")
+    return digest
+
+
+def data_files(data: str) -> list[DataFile]:
+    """The sample files that the manifest names, in the order of their paths. Raises DataError where there are none."""
+    files = read_manifest(data).get("files", {})
+    found = [
+        DataFile(path, int(entry["rows"]), str(entry["sha256"]), int(entry.get("bytes", 0)))
+        for path, entry in sorted(files.items())
+        if path.split("/")[0] in SPLITS and path.endswith(".parquet")
+    ]
+    if not found:
+        raise DataError(
+            f"{data}: its manifest names no Parquet files in {', '.join(SPLITS)}; build EmoBench first"
+        )
+    return found
+
+
+def read_columns(data: str, path: str, columns: list[str]) -> pyarrow.Table:
+    """Columns of one sample file, with `group` and `place`: the row group of a row, and its place in it."""
+    import numpy as np
+    import pyarrow as pa
+
+    with open_file(data, path) as stream:
+        parquet = parquet_file(stream, path)
+        sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
+        table = parquet.read(columns=columns)
+    group = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+    place = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes] or [group])
+    return table.append_column("group", pa.array(group)).append_column("place", pa.array(place))
+
+
+def open_file(data: str, path: str) -> Any:
+    """A sample file as a stream. Raises DataError where it is not there."""
+    whole = storage.join(data, path)
+    try:
+        return storage.open_read(whole)
+    except FileNotFoundError:
+        raise DataError(f"{whole}: is in the manifest, but not there; build EmoBench again") from None
+
+
+def parquet_file(stream: Any, path: str) -> Any:
+    """Raises DataError where the stream is no Parquet file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(stream)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path}: no Parquet file ({error}); build EmoBench again") from error
