@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart up down status samples test test-slow lint format browser clean
+.PHONY: help setup quickstart up down status samples test test-slow lint format browser prometheus manifests clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,7 +37,7 @@ lint: setup ## style, import order, types
 test: setup lint browser ## lint, types and all tests but the slow ones
 	$(PYTHON) -m pytest -m "not slow and not gpu"
 
-test-slow: setup browser ## the tests marked slow
+test-slow: setup browser prometheus ## the tests marked slow
 	$(PYTHON) -m pytest -m slow
 
 format: setup ## let ruff format the code
@@ -46,6 +46,12 @@ format: setup ## let ruff format the code
 
 browser: ## a Chromium for the tests of the report, where it can be had without asking
 	@sh infra/install_browser.sh
+
+prometheus: ## Prometheus and promtool for the slow tests, unpacked into .local
+	@sh infra/install_prometheus.sh
+
+manifests: setup ## check the files of Docker, Kubernetes and Prometheus before a cluster sees them
+	@$(PYTHON) -m infra.check_manifests
 
 clean: ## remove the environment, downloads, converted models and all runs
 	rm -rf $(VENV) .local runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
