@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 DONE, DATA_PROBLEM, USAGE = 0, 1, 2
 
@@ -64,12 +65,33 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
 def _add_export(commands: argparse._SubParsersAction) -> None:
     export = commands.add_parser(
         "export",
-        help="write a trained fold as a folder that holds all weights",
-        description="Write a trained fold as a folder that needs no foundation beside it.",
+        help="write a trained fold or a checkpoint as a folder to keep, with a model card",
+        description="Write a trained fold, or a checkpoint of an unfinished training, as a folder that from_pretrained "
+        "loads, with a model card (README.md). Without an option it holds all weights and needs no foundation beside it.",
     )
-    export.add_argument("model", help="a trained fold, for example runs/quickstart/model/fold-0")
-    export.add_argument("destination", help="a new folder")
-    export.add_argument("--merge", action="store_true", help="fold LoRA into the language model's weights")
+    export.add_argument(
+        "model",
+        metavar="CKPT",
+        help="a trained fold (runs/quickstart/model/fold-0) or a checkpoint (OUT/checkpoints/fold-0/step-000030)",
+    )
+    export.add_argument("destination", metavar="DEST", help="a new folder")
+    form = export.add_mutually_exclusive_group()
+    form.add_argument(
+        "--merge", action="store_true", help="all weights, LoRA folded into the language model's"
+    )
+    form.add_argument(
+        "--adapter",
+        action="store_true",
+        help="the trained weights alone, with a reference to the foundations; LoRA also as peft has it",
+    )
+    export.add_argument(
+        "--evaluation",
+        metavar="RUN",
+        help="what `emollm evaluate` wrote of this model, for the scores in the card (default: `evaluation` beside the run)",
+    )
+    export.add_argument(
+        "--recipe", metavar="RECIPE", help="for a checkpoint without recipe.json beside it: what trained it"
+    )
     export.set_defaults(run=_export)
 
 
@@ -115,10 +137,17 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from emollm.predict import export
+    from emollm.export import export
 
-    export(arguments.model, arguments.destination, merge=arguments.merge)
-    print(f"exported to {arguments.destination}")
+    form: Any = "merged" if arguments.merge else "adapter" if arguments.adapter else "full"
+    said = export(
+        arguments.model,
+        arguments.destination,
+        form,
+        evaluation=arguments.evaluation,
+        recipe=arguments.recipe,
+    )
+    print(f"exported to {arguments.destination}; {said}")
     return DONE
 
 

@@ -1,8 +1,7 @@
-"""Asking a trained model about one picture or video, and exporting it whole."""
+"""Asking a trained model about one picture or video."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -115,19 +114,3 @@ def _content(task: str, options: Sequence[str], text: str, media: Sequence[dict[
     if text:
         lines.append(f'Text: "{text}"')
     return "\n".join([*lines, "".join(PLACEHOLDERS[medium["kind"]] for medium in media)])
-
-
-def export(model: str, destination: str, *, merge: bool) -> None:
-    """Write a trained fold as a folder with all weights; `merge` folds LoRA in. Gives the same answers."""
-    if not (Path(model) / "config.json").is_file():
-        raise PredictionError(f"{model}: no trained model there")
-    if Path(destination).exists() and any(Path(destination).iterdir()):
-        raise PredictionError(f"{destination}: is there already and not empty; give a new folder")
-    loaded = load_model(model)
-    if merge:
-        loaded.merge_lora()
-    loaded.config.foundations = None
-    loaded.save_pretrained(destination)
-    load_processor(model).save_pretrained(destination)
-    if (Path(model) / "fold.json").is_file():  # which protocol's test rows it has not seen
-        shutil.copy(Path(model) / "fold.json", destination)

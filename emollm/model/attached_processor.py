@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer
 
 from dataset_build.media import open_picture
 from dataset_build.schema import PLACEHOLDERS
+from emollm.model.attached_model import AttachedConfig
 from emollm.model.chat import Chat, Turns
 from emollm.model.families import Size, Visual, make_family
 from emollm.model.processor import SETTINGS_FILE
@@ -154,3 +155,6 @@ class AttachedProcessor:
         config = AutoConfig.for_model(values.pop("model_type"), **values)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         return cls(tokenizer, config, max_side_px=settings["max_side_px"], prompt=settings["prompt"])
+
+
+AutoProcessor.register(AttachedConfig, AttachedProcessor, exist_ok=True)
