@@ -108,7 +108,7 @@ class Checkpoints:
         been made for that.
         """
         name = self._path(whole.step).name
-        if whole.world_size != dist.get_world_size() and engine.zero_optimization_stage() > 0:
+        if self.needs_conversion(whole, engine.zero_optimization_stage()):
             universal = f"universal-{name}"
             if dist.get_rank() == 0:
                 with disk_trouble(self.folder):
@@ -125,6 +125,11 @@ class Checkpoints:
             raise CheckpointError(
                 f"{self.folder / name}: DeepSpeed could not load it; remove the folder to go on without"
             )
+
+    @staticmethod
+    def needs_conversion(whole: Whole, stage: int) -> bool:
+        """Without ZeRO every rank has everything, whatever their number."""
+        return stage > 0 and whole.world_size != dist.get_world_size()
 
     def newest_whole(self) -> Whole | None:
         """The newest whole checkpoint, as rank 0 sees it, so that all ranks agree. Every rank calls this.

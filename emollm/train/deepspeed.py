@@ -164,7 +164,11 @@ def load_universal(engine: Any, folder: Path, name: str) -> bool:
     """Load a universal checkpoint into an engine that was made with `universal=True`."""
     rates = [group["base_lr"] for group in engine.optimizer.param_groups]
     found, _ = engine.load_checkpoint(str(folder), tag=name, load_module_strict=False)
-    # Under ZeRO 3 DeepSpeed gives all groups the settings of the first.
+    # Under ZeRO 3 DeepSpeed gives all groups the settings of the first, and all weights one tensor that counts the
+    # steps, which each group's turn would then move on.
     for group, rate in zip(engine.optimizer.param_groups, rates):
         group["base_lr"] = rate
+    for state in engine.optimizer.state.values():
+        if torch.is_tensor(state.get("step")):
+            state["step"] = state["step"].clone()
     return found is not None

@@ -108,7 +108,7 @@ def train_fold(
         recipe.deepspeed,
         recipe.tune,
         len(state.steps[0].micro_batches),
-        universal=newest is not None and newest.world_size != world,
+        universal=newest is not None and checkpoints.needs_conversion(newest, recipe.deepspeed.stage),
     )
     if newest:
         checkpoints.load(engine, newest)
