@@ -27,6 +27,8 @@ RECIPE_FOLDER = Path(__file__).resolve().parent / "recipes"
 FOUNDATION_PARTS = ("vision", "language", "audio", "mllm")
 # What `emollm` may import of dataset_build, and so what of it can change a trained model.
 SHARED_MODULES = ("schema", "labels", "media", "storage", "provenance", "progress")
+# What neither trains nor scores: it may change without either being done again.
+AFTER_TRAINING = ("emollm/__main__", "emollm/predict", "emollm/export", "emollm/model_card")
 
 
 # Keys that say how a training runs, not what it learns: it may be gone on with, or be finished, under other values. The
@@ -521,14 +523,14 @@ def train_inputs(recipe: TrainRecipe, data_digest: str) -> dict[str, Any]:
     for part in FOUNDATION_PARTS:
         if plain["foundation"][part]:
             plain["foundation"][part] = foundation_digest(plain["foundation"][part])
-    left_out = ("emollm/evaluate", "emollm/recipes", "emollm/__main__", "emollm/predict", "emollm/rationales")
+    left_out = ("emollm/evaluate", "emollm/recipes", "emollm/rationales", *AFTER_TRAINING)
     code = {"emollm": code_digest(["emollm"], leave_out=left_out), "dataset_build": _shared_code()}
     return {"recipe": plain, "data": data_digest, "code": code}
 
 
 def evaluate_inputs_digest(recipe: EvaluateRecipe, model_digest: str, data_digest: str) -> str:
     """What makes two evaluations the same: the evaluate recipe, the model's weights, the data, the code."""
-    left_out = ("emollm/train", "emollm/recipes", "emollm/__main__")
+    left_out = ("emollm/train", "emollm/recipes", *AFTER_TRAINING)
     code = {"emollm": code_digest(["emollm"], leave_out=left_out), "dataset_build": _shared_code()}
     plain = recipe.model_dump(mode="json", exclude={"workers": True, "endpoint": ENDPOINT_PACE})
     return sha256_of_json({"recipe": plain, "model": model_digest, "data": data_digest, "code": code})
