@@ -16,6 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_train(commands)
     _add_export(commands)
     _add_predict(commands)
+    _add_serve(commands)
     from emollm.evaluate.cli import add_subcommands
 
     add_subcommands(commands)
@@ -116,6 +117,19 @@ def _add_predict(commands: argparse._SubParsersAction) -> None:
     predict.set_defaults(run=_predict)
 
 
+def _add_serve(commands: argparse._SubParsersAction) -> None:
+    serve = commands.add_parser(
+        "serve",
+        help="answer OpenAI-compatible chat completions with a model",
+        description="Answer OpenAI-compatible chat completions (pictures as data URLs) greedily, on loopback.",
+    )
+    serve.add_argument("--model", required=True, help="a trained fold, an export, or hf:NAME_OR_FOLDER")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: loopback)")
+    serve.add_argument("--port", type=int, default=8399, help="port (default: 8399; 0 takes a free one)")
+    serve.add_argument("--name", help="what clients call the model (default: the folder's name)")
+    serve.set_defaults(run=_serve)
+
+
 def _train(arguments: argparse.Namespace) -> int:
     from emollm.config import load_recipe
 
@@ -148,6 +162,13 @@ def _export(arguments: argparse.Namespace) -> int:
         recipe=arguments.recipe,
     )
     print(f"exported to {arguments.destination}; {said}")
+    return DONE
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from emollm.serve import serve
+
+    serve(arguments.model, arguments.host, arguments.port, arguments.name)
     return DONE
 
 

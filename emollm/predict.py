@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,15 @@ import torch
 from dataset_build.labels import EMOJI_FEELINGS, GESTURE_INTENTS, YES_NO
 from dataset_build.media import open_picture, picture_format, read_clip
 from dataset_build.schema import PLACEHOLDERS
+from emollm.data.collate import Encoded, SampleError, encode_sample, encode_text
+from emollm.data.masking import IGNORED, EmptyMaskError
+from emollm.evaluate.score import Prompt, Scorer
 from emollm.model.load import load_model, load_processor
+from emollm.prompting import ANSWER_MARK, TrainingPrompt
+
+REASONING_TOKENS = 160
+# Two answers to an open question that have no token in common: where they part, an answer begins.
+_ANY_WORDS = ("joy", "fear")
 
 _QUESTIONS = {
     "emo_c": "Which emotion does this show?",
@@ -42,6 +51,14 @@ class Prediction(NamedTuple):
     probabilities: dict[str, float]
 
 
+class Explanation(NamedTuple):
+    """What the model says before it answers (`whole`: it ended by itself), and what it answers behind that."""
+
+    reasoning: str
+    whole: bool
+    prediction: Prediction
+
+
 def default_options(task: str) -> list[str]:
     if task not in _OPTIONS:
         raise PredictionError(f"task {task!r} is not one of {', '.join(_OPTIONS)}")
@@ -65,26 +82,85 @@ class Predictor:
         Of a video `frames` are seen, evenly spaced, and its sound is heard where the model hears.
         """
         from emollm.evaluate.protocol import EvaluationError
-        from emollm.evaluate.run import encode_prompts, make_scorer
+        from emollm.evaluate.replica import encode_prompts
 
-        default_options(task)
-        media = _read(path, frames)
-        sample = {
-            "uid": path,
-            "sub_task": task,
-            "messages": [{"role": "user", "content": _content(task, options, text, media)}],
-            "options": list(options),
-            "media": media,
-        }
         try:
-            prompts = encode_prompts([sample], self.processor, withhold_media=False)
+            (prompt,) = encode_prompts([_sample(path, task, options, text, frames)], self.processor)
         except EvaluationError as error:
             raise PredictionError(f"{error}") from error
-        (answer,) = make_scorer(self.model, self.processor, batch_size=1).answers(prompts)
+        return self._prediction(prompt, options)
+
+    def explain(
+        self, path: str, task: str, options: Sequence[str], text: str = "", frames: int = 4
+    ) -> Explanation:
+        """EmoPrompt's reasoning for one file, and the answer behind it; `predict` gives the answer without.
+
+        The model is asked to reason aloud behind the sub-task's scaffold and writes greedily, at most
+        `REASONING_TOKENS` tokens; then options are scored where a training row has its answer.
+        """
+        sample = _sample(path, task, options, text, frames)
+        try:
+            asked = encode_sample(sample, self.processor, supervise=False, aloud=True)
+            (spoken,) = self._scorer(REASONING_TOKENS).answers([Prompt(asked, [])])
+            reasoning, mark, _ = self._plain(spoken.text or "").partition(ANSWER_MARK.strip())
+            prompt = self._behind(sample, asked, reasoning.strip())
+        except (SampleError, EmptyMaskError) as error:
+            raise PredictionError(f"{path}: cannot be put to the model: {error}") from error
+        whole = bool(mark) or len(spoken.token_ids) < REASONING_TOKENS
+        return Explanation(reasoning.strip(), whole, self._prediction(prompt, options))
+
+    def _behind(self, sample: dict[str, Any], asked: Encoded, reasoning: str) -> Prompt:
+        """The prompt that ends where the answer begins behind `reasoning`: where training rows with each answer part."""
+        training = TrainingPrompt("emoprompt", rationales={sample["uid"]: reasoning})
+        said = [
+            encode_text({**sample, "answer": answer}, self.processor, supervise=True, training=training)
+            for answer in sample["options"] or _ANY_WORDS
+        ]
+        shortest = (
+            min(len(one.input_ids) for one in said) - 2
+        )  # before its last token and the end of the turn
+        n_same = min(shortest, len(os.path.commonprefix([one.input_ids for one in said])))
+        tails = [one.input_ids[n_same:-1] for one in said]
+        if any(a is not b and b[: len(a)] == a for a in tails for b in tails):
+            tails = [[*tail, self.processor.end_id] for tail in tails]  # as `option_token_ids` does
+        positions = said[0].positions
+        prompt = asked._replace(
+            input_ids=said[0].input_ids[:n_same],
+            labels=[IGNORED] * n_same,
+            positions=[axis[:n_same] for axis in positions] if positions else None,
+        )
+        return Prompt(prompt, tails if sample["options"] else [])
+
+    def _prediction(self, prompt: Prompt, options: Sequence[str]) -> Prediction:
+        (answer,) = self._scorer().answers([prompt])
         if answer.choice is None:
             return Prediction((answer.text or "").strip(), {})
         shares = torch.tensor(answer.log_probs).softmax(0).tolist()
         return Prediction(options[answer.choice], dict(zip(options, shares, strict=True)))
+
+    def _scorer(self, max_new_tokens: int = 16) -> Scorer:
+        from emollm.evaluate.replica import make_scorer
+
+        return make_scorer(self.model, self.processor, 1, max_new_tokens)
+
+    def _plain(self, text: str) -> str:
+        """Generated text on one line, without what the tokenizer would take for a special token or a medium's place."""
+        for token in (*self.processor.tokenizer.all_special_tokens, *PLACEHOLDERS.values()):
+            text = text.replace(token, " ")
+        return " ".join(text.split())
+
+
+def _sample(path: str, task: str, options: Sequence[str], text: str, frames: int) -> dict[str, Any]:
+    """A file and a question about it as a row of EmoBench."""
+    default_options(task)
+    media = _read(path, frames)
+    return {
+        "uid": path,
+        "sub_task": task,
+        "messages": [{"role": "user", "content": _content(task, options, text, media)}],
+        "options": list(options),
+        "media": media,
+    }
 
 
 def _read(path: str, frames: int) -> list[dict[str, Any]]:

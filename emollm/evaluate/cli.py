@@ -1,4 +1,4 @@
-"""`emollm evaluate` and `emollm report`. Nothing heavy is imported until a command runs."""
+"""`emollm evaluate`; `report` and `compare` are in `cli_runs`. Nothing heavy is imported until a command runs."""
 
 from __future__ import annotations
 
@@ -7,21 +7,34 @@ import os
 import sys
 from typing import Any
 
+from emollm.evaluate import cli_runs
+
 DONE, DATA_PROBLEM, USAGE = 0, 1, 2
+# What the table on the terminal compares with; the report has the others too.
+TABLE_COMPARES = ("majority", "text_only", "untrained", "linear_probe")
 
 
 def add_subcommands(subparsers: Any) -> None:
-    """Add `evaluate` and `report` to an argparse sub-parser collection; each sets `run`, which returns the exit code."""
+    """Add `evaluate`, `report` and `compare` to an argparse sub-parser collection; each sets `run`, which returns the exit code."""
     evaluate = subparsers.add_parser(
         "evaluate",
-        help="score a trained model on EmoBench",
-        description="Score a trained model on EmoBench and leave results.json, samples.parquet and report.html. "
+        help="score a model on EmoBench",
+        description="Score a model on EmoBench and leave results.json, samples.parquet and report.html. "
         "Killed and started again, it goes on where it was; started again when done, it says that nothing changed.",
     )
-    evaluate.add_argument("--model", metavar="M", help="folder with training.json, or one saved model")
+    evaluate.add_argument(
+        "--model", metavar="M",
+        help="a folder that `train` or `export` wrote; hf:NAME_OR_FOLDER, any image-text-to-text model of transformers; "
+        "or openai:NAME, a model behind --endpoint",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--endpoint", metavar="URL", help="OpenAI-compatible base URL, such as http://127.0.0.1:8000/v1"
+    )
     evaluate.add_argument("--data", metavar="OUT", help="EmoBench folder (default: the recipe's)")
     evaluate.add_argument(
-        "--out", metavar="DIR", help="where results go (default: `evaluation` beside the model)"
+        "--out",
+        metavar="DIR",
+        help="where results go (default: `evaluation` beside the model, or below runs/)",
     )
     evaluate.add_argument(
         "--recipe", metavar="RECIPE", help="a train recipe: its `evaluate` section, data and model"
@@ -33,23 +46,37 @@ def add_subcommands(subparsers: Any) -> None:
         "--sub-task", action="append", metavar="NAME", help="only this sub-task; can be repeated"
     )
     evaluate.add_argument("--limit", type=int, metavar="N", help="at most N samples per sub-task")
-    evaluate.add_argument("--force", action="store_true", help="score again, also what has an answer already")
+    evaluate.add_argument(
+        "--mode", choices=("likelihood", "generate"),
+        help="options by log-likelihood (default), or generated text that is parsed (the only one for endpoints)",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--ablation", choices=("none", "text_only", "image_only"), help="what of a sample is withheld"
+    )
+    evaluate.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="divide by the option probabilities under a content-free input",
+    )
+    evaluate.add_argument(
+        "--allow-failures", action="store_true",
+        help="a request that failed for good counts as endpoint_error; without this the run stops there",
+    )  # fmt: skip
+    evaluate.add_argument("--dry-run", action="store_true", help="say what would be asked, and stop")
+    again = evaluate.add_mutually_exclusive_group()
+    again.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on where an interrupted run was (always done; for scripts that say so)",
+    )
+    again.add_argument("--force", action="store_true", help="ask again, also what has an answer already")
     evaluate.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
         help="override a value of the evaluate section (bootstrap.samples=500), or of the recipe where one is given",
     )  # fmt: skip
     evaluate.set_defaults(run=run_evaluate)
 
-    report = subparsers.add_parser(
-        "report",
-        help="write report.html of an evaluation again",
-        description="Write report.html of a finished evaluation again, from its results.json and samples.parquet.",
-    )
-    report.add_argument(
-        "folder", metavar="RUN", help="evaluation folder (or the run folder that holds `evaluation`)"
-    )
-    report.add_argument("--data", metavar="OUT", help="EmoBench folder with the pictures, where it has moved")
-    report.set_defaults(run=run_report)
+    cli_runs.add_subcommands(subparsers)
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
@@ -68,8 +95,13 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     from emollm.evaluate import results as evaluation
 
     try:
+        if arguments.dry_run:
+            from emollm.evaluate.dry import describe
+
+            print(describe(model, data, out, recipe))
+            return DONE
         digest = evaluation.inputs_digest_of(
-            evaluation.read_model(model), evaluation.read_data_manifest(data), recipe
+            evaluation.read_model(model, recipe), evaluation.read_data_manifest(data), recipe
         )
         if arguments.force:
             evaluation.forget(out)
@@ -93,6 +125,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 def _what_to_score(arguments: argparse.Namespace) -> tuple[str | None, str | None, str, Any]:
     """(model, data, out, evaluate recipe) from the arguments. Raises RecipeError."""
     from emollm import config
+    from emollm.evaluate import models
     from emollm.evaluate import results as evaluation
 
     overrides = list(arguments.overrides)
@@ -102,6 +135,16 @@ def _what_to_score(arguments: argparse.Namespace) -> tuple[str | None, str | Non
         overrides.append(f"limit={arguments.limit}")
     if arguments.sub_task:
         overrides.append(f"sub_tasks=[{', '.join(arguments.sub_task)}]")
+    if arguments.endpoint:
+        overrides.append(f"endpoint.url={arguments.endpoint}")
+    endpoint = models.kind_of(arguments.model or "") == models.ENDPOINT
+    if arguments.mode or (
+        endpoint and not any(one.startswith(("mode=", "evaluate.mode=")) for one in overrides)
+    ):
+        overrides.append(f"mode={arguments.mode or 'generate'}")
+    if arguments.ablation:
+        overrides.append(f"ablation={arguments.ablation}")
+    overrides += [f"{name}=true" for name in ("calibrate", "allow_failures") if getattr(arguments, name)]
     mine, others = _sorted_overrides(overrides)
     model, data = arguments.model, arguments.data
     if arguments.recipe:
@@ -116,10 +159,10 @@ def _what_to_score(arguments: argparse.Namespace) -> tuple[str | None, str | Non
                 f"--set {others[0]}: not a key of the evaluate section; it needs --recipe"
             )
         recipe = config.evaluate_recipe(mine)
-        if model and not data:
+        if model and not data and models.kind_of(model) == models.EMOLLM:
             trained_on = evaluation.read_model(model).recipe
             data = trained_on["data"] if trained_on else None
-    out = arguments.out or os.path.join(os.path.dirname(os.path.normpath(model or ".")), "evaluation")
+    out = arguments.out or models.default_out(model or ".", recipe)
     return model, data, out, recipe
 
 
@@ -132,7 +175,7 @@ def _sorted_overrides(overrides: list[str]) -> tuple[list[str], list[str]]:
         key = override.partition("=")[0]
         if key.startswith("evaluate."):
             mine.append(override.removeprefix("evaluate."))
-        elif key in EvaluateRecipe.model_fields or key.startswith("bootstrap."):
+        elif key in EvaluateRecipe.model_fields or key.startswith(("bootstrap.", "endpoint.")):
             mine.append(override)
         else:
             others.append(override)
@@ -149,24 +192,6 @@ def _cause_in_worker(error: BaseException) -> BaseException | None:
     return None
 
 
-def run_report(arguments: argparse.Namespace) -> int:
-    """Run `emollm report`; returns the exit code."""
-    from dataset_build import storage
-    from emollm.evaluate import report
-
-    folder = arguments.folder
-    inner = storage.join(folder, "evaluation")
-    if not storage.exists(storage.join(folder, "results.json")) and storage.exists(
-        storage.join(inner, "results.json")
-    ):
-        folder = inner
-    try:
-        print(f"report: {report.write_report(folder, data=arguments.data)}")
-    except ValueError as error:
-        return _fail(error, DATA_PROBLEM)
-    return DONE
-
-
 def print_scores(results: dict[str, Any]) -> None:
     """The score table, on the terminal."""
     from rich.console import Console
@@ -176,7 +201,7 @@ def print_scores(results: dict[str, Any]) -> None:
     from emollm.evaluate.report import SHORT_NAMES, SHORT_TASKS
 
     entries = [(SHORT_TASKS[name], entry) for name, entry in results["sub_tasks"].items()]
-    shown = [name for name in SHORT_NAMES if any(name in _compared(entry) for _, entry in entries)]
+    shown = [name for name in TABLE_COMPARES if any(name in _compared(entry) for _, entry in entries)]
     table = Table(
         show_lines=True,
         title=f"EmoLLM on EmoBench: {results['name']} ({results['split']})",

@@ -13,25 +13,31 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dataset_build.provenance import code_digest, sha256_of_json
+from emollm.config import AFTER_TRAINING
 from emollm.evaluate.protocol import EvaluationError, Row, protocol_of
 
 MODEL, TEXT_ONLY, UNTRAINED, FEATURES = "model", "text_only", "untrained", "features"
 # Rows per shard: small enough that a kill costs seconds, large enough that batches of similar length can be formed.
 SHARD_ROWS = 48
 # Code that cannot change an answer of a model; scores are computed anew from cached answers when only this changes.
-_AFTER_SCORING = ("emollm/train", "emollm/recipes", "emollm/__main__", "emollm/config") + tuple(
+_AFTER_SCORING = (*AFTER_TRAINING, "emollm/train", "emollm/recipes", "emollm/config") + tuple(
     f"emollm/evaluate/{name}"
     for name in (
         "baselines",
         "charts",
         "cli",
+        "collect",
         "compare",
+        "dry",
         "embedded",
         "interop",
         "judge",
         "lmms_eval",
         "metrics",
+        "models",
         "open_set",
+        "parse",
+        "ray_metrics",
         "records",
         "report",
         "results",
@@ -74,7 +80,9 @@ class Shard:
 
 @dataclass(frozen=True)
 class Plan:
-    """All shards, and for each (pass, uid) the (model, question key) that answers it."""
+    """All passes and shards, and for each (pass, uid) the (model, question key) that answers it."""
+
+    passes: tuple[str, ...]
 
     shards: tuple[Shard, ...]
     answered_by: dict[tuple[str, str], tuple[str, str]]
@@ -132,4 +140,4 @@ def make_plan(
         media.setdefault(key, Question(key, row.uid, row.path, row.index))
     if media:
         cut(FEATURES, "single" if folds is None else f"fold-{min(folds)}", list(media.values()))
-    return Plan(tuple(shards), answered_by)
+    return Plan(tuple(passes), tuple(shards), answered_by)

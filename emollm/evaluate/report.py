@@ -23,16 +23,20 @@ MAX_SHOWN_PER_SUB_TASK = 240
 
 BASELINE_NAMES = {
     "majority": "the most frequent answer",
+    "random": "a random answer",
     "text_only": "the same model without the picture",
     "untrained": "the model before training",
     "linear_probe": "a linear probe on the frozen vision tower",
+    "nearest_neighbour": "the answer of the nearest training picture",
 }
 SHORT_TASKS = {name: title.partition(" (")[0] for name, title in SUB_TASK_NAMES.items()}
 SHORT_NAMES = {
     "majority": "majority",
+    "random": "random",
     "text_only": "text only",
     "untrained": "untrained",
     "linear_probe": "linear probe",
+    "nearest_neighbour": "nearest neighbour",
 }
 
 

@@ -17,9 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from dataset_build import ray_local, storage
 from dataset_build.progress import Progress
-from dataset_build.schema import option_texts
+from emollm.config import EndpointConfig
+from emollm.evaluate import ablation
+from emollm.evaluate.asking import Asking
 from emollm.evaluate.plan import FEATURES, TEXT_ONLY, Plan, Shard
 from emollm.evaluate.protocol import EvaluationError, Row
+from emollm.evaluate.ray_metrics import METRICS
+from emollm.evaluate.replica import PatchFeatures, Replica, answers, load_own
 from emollm.evaluate.score import Answer
 
 if TYPE_CHECKING:
@@ -27,8 +31,6 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
-
-    from emollm.evaluate.score import Scorer
 
 ANSWERS_FOLDER = "answers"
 
@@ -39,11 +41,21 @@ class Job:
 
     data: str
     out: str
-    model_dir: str
-    training_recipe: dict[str, Any] | None
-    batch_size: int
+    model: str
+    kind: str = "emollm"  # of `emollm.evaluate.models.KINDS`
+    training_recipe: dict[str, Any] | None = None
+    asking: Asking = Asking()
+    endpoint: EndpointConfig | None = None
+    allow_failures: bool = False
+    batch_size: int = 8
     threads: int = 1
     folder: str = ""  # working directory that relative paths (also those inside a saved model) refer to
+
+    def asks(self, shard: Shard) -> Asking:
+        """How the questions of a shard are put."""
+        if shard.pass_name == TEXT_ONLY:
+            return self.asking._replace(ablation=ablation.TEXT_ONLY)
+        return self.asking
 
 
 def answers_path(out: str, shard: Shard) -> str:
@@ -57,8 +69,8 @@ class ShardScorer:
         self.job = job
         if job.folder and os.path.isdir(job.folder):
             os.chdir(job.folder)
-        self._loaded: tuple[str, Any, Any] | None = None
-        self._features = PatchFeatures()
+        self._loaded: tuple[str, Replica] | None = None
+        self._known = PatchFeatures()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         import torch
@@ -81,112 +93,24 @@ class ShardScorer:
         if storage.exists(path):
             return
         samples = read_samples(self.job.data, shard)
-        model, processor = self._models(shard.model)
+        replica = self._replica(shard.model)
         if shard.pass_name == FEATURES:
-            write_features(
-                path, shard, _features(model, processor, samples, self.job.batch_size, self._features)
-            )
+            write_features(path, shard, replica.features(samples, self.job.batch_size))
         else:
-            prompts = encode_prompts(samples, processor, withhold_media=shard.pass_name == TEXT_ONLY)
-            write_answers(
-                path,
-                shard,
-                make_scorer(model, processor, self.job.batch_size, self._features).answers(prompts),
-            )
+            asking = self.job.asks(shard)
+            write_answers(path, shard, answers(replica, samples, asking, self.job.batch_size))
 
-    def _models(self, name: str) -> tuple[Any, Any]:
+    def _replica(self, name: str) -> Replica:
         if self._loaded is None or self._loaded[0] != name:
             self._loaded = None  # the old replica goes before the new one comes
-            self._loaded = (name, *load_model(self.job.model_dir, name, self.job.training_recipe))
-        return self._loaded[1], self._loaded[2]
+            if self.job.kind == "transformers":
+                from emollm.evaluate.foreign import load_foreign
 
-
-def load_model(model_dir: str, name: str, training_recipe: dict[str, Any] | None) -> tuple[Any, Any]:
-    """(model in float32 and evaluation mode, processor) of `fold-k`, `single` or `untrained`."""
-    import torch
-
-    if name == "untrained":
-        from emollm.config import TrainRecipe
-        from emollm.train.build import initial_model
-
-        recipe = TrainRecipe.model_validate(training_recipe)
-        model, processor = initial_model(recipe, recipe.seed)
-    else:
-        from emollm.model import load
-
-        folder = model_dir if name == "single" else storage.join(model_dir, name)
-        model, processor = load.load_model(folder), load.load_processor(folder)
-    model.merge_lora()  # the same function in a quarter less time
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.float().eval().to(device), processor
-
-
-class PatchFeatures:
-    """Patch features of pictures seen before. The tower is frozen, so fold models share them, and so do sub-tasks.
-
-    Pictures go through the tower one at a time, as in training: what else is in a batch cannot change a bit of them.
-    """
-
-    MAX_PICTURES = 2048  # about 100 kB each with DINOv2-S at 112 px
-
-    def __init__(self) -> None:
-        self._known: dict[bytes, Any] = {}
-        self._tower: str | None = None
-
-    def of(self, model: Any, pictures_NCHW: Any) -> Any:
-        """Features (N, P, D), computed for the pictures that are not known yet."""
-        import hashlib
-
-        import torch
-
-        tower = ((model.config.foundations or {}).get("digests") or {}).get("vision")
-        if tower is None or tower != self._tower or len(self._known) > self.MAX_PICTURES:
-            self._known, self._tower = {}, tower
-        keys = [hashlib.sha256(picture.numpy().tobytes()).digest() for picture in pictures_NCHW]
-        for key, picture in zip(keys, pictures_NCHW, strict=True):
-            if key not in self._known:
-                (self._known[key],) = model.patch_features(picture.unsqueeze(0).to(model.device))
-        return torch.stack([self._known[key] for key in keys])
-
-
-def make_scorer(model: Any, processor: Any, batch_size: int, features: PatchFeatures | None = None) -> Scorer:
-    """A Scorer for an EmoLLM and its processor."""
-    features = features or PatchFeatures()
-    from emollm.data.collate import collate
-    from emollm.evaluate.score import Scorer
-
-    def to_batch(encoded: list[Any]) -> dict[str, Any]:
-        batch = collate(encoded, processor.pad_id, padding_side="right")
-        if "pixel_values" in batch:
-            batch["patches"] = features.of(model, batch.pop("pixel_values"))
-        return {
-            name: value.to(model.device) if hasattr(value, "to") else value for name, value in batch.items()
-        }
-
-    return Scorer(
-        model,
-        to_batch,
-        decode=lambda ids: processor.decode(ids, skip_special_tokens=True),
-        end_ids=[processor.end_id],
-        batch_size=batch_size,
-    )
-
-
-def encode_prompts(samples: Sequence[dict[str, Any]], processor: Any, withhold_media: bool) -> list[Any]:
-    """Prompts of samples; an error names the sample."""
-    from emollm.data.collate import encode_sample
-    from emollm.evaluate.score import Prompt, option_token_ids
-
-    prompts = []
-    for sample in samples:
-        try:
-            encoded = encode_sample(sample, processor, supervise=False, withhold_media=withhold_media)
-            options = option_texts(sample)
-            ids = option_token_ids(options, processor.continuation, processor.end_id) if options else []
-        except (ValueError, OSError) as error:
-            raise EvaluationError(f"{sample['uid']}: cannot be put to the model: {error}") from error
-        prompts.append(Prompt(encoded, ids))
-    return prompts
+                self._loaded = (name, load_foreign(self.job.model))
+            else:
+                loaded = load_own(self.job.model, name, self.job.training_recipe, self._known)
+                self._loaded = (name, loaded)
+        return self._loaded[1]
 
 
 def read_samples(data: str, shard: Shard) -> list[dict[str, Any]]:
@@ -218,10 +142,10 @@ def read_samples(data: str, shard: Shard) -> list[dict[str, Any]]:
     return samples
 
 
-def write_answers(path: str, shard: Shard, answers: Sequence[Answer]) -> None:
+def write_answers(path: str, shard: Shard, given: Sequence[Answer]) -> None:
     values = [
         {"key": question.key, **answer._asdict()}
-        for question, answer in zip(shard.questions, answers, strict=True)
+        for question, answer in zip(shard.questions, given, strict=True)
     ]
     _write_rows(path, values, answers_schema())
 
@@ -237,6 +161,8 @@ def answers_schema() -> Any:
             ("token_ids", pa.list_(pa.int32())),
             ("log_probs", pa.list_(pa.float64())),
             ("gap", pa.float64()),
+            ("finish", pa.string()),
+            ("error", pa.string()),
         ]
     )
 
@@ -267,33 +193,6 @@ def _read_rows(path: str) -> list[dict[str, Any]]:
         return pq.read_table(stream).to_pylist()
 
 
-def _features(
-    model: Any, processor: Any, samples: Sequence[dict[str, Any]], batch_size: int, known: PatchFeatures
-) -> NDArray[np.float32]:
-    """Mean patch features of the frozen vision tower, averaged over a sample's pictures or frames: (N, D).
-
-    For an attached foundation the mean of its own visual tokens, without MVP.
-    """
-    import numpy as np
-    import torch
-
-    from emollm.data.collate import decode_pictures, decode_visuals
-
-    if hasattr(model, "frozen_features"):  # an attached foundation
-        with torch.inference_mode():
-            return np.stack([model.frozen_features(decode_visuals(sample, processor)) for sample in samples])
-    pictures_of = [decode_pictures(sample, processor) for sample in samples]
-    flat = [picture for pictures in pictures_of for picture in pictures]
-    means = []
-    with torch.inference_mode():
-        for start in range(0, len(flat), batch_size):
-            patches_NPD = known.of(model, torch.stack(flat[start : start + batch_size]))
-            means.append(patches_NPD.mean(dim=1).float().cpu().numpy())
-    mean_MD = np.concatenate(means)
-    ends = np.cumsum([len(pictures) for pictures in pictures_of])
-    return np.stack([part.mean(axis=0) for part in np.split(mean_MD, ends[:-1])])
-
-
 def score_shards(plan: Plan, job: Job, workers: int) -> dict[str, Any]:
     """Score the shards that have no answers yet. Returns `{questions, scored, seconds}`.
 
@@ -301,20 +200,43 @@ def score_shards(plan: Plan, job: Job, workers: int) -> dict[str, Any]:
     """
     started = time.monotonic()
     total = sum(len(shard.questions) for shard in plan.shards)
-    pending = [shard for shard in plan.shards if not storage.exists(answers_path(job.out, shard))]
+    pending = [shard for shard in plan.shards if not _is_answered(job, shard)]
     already = total - sum(len(shard.questions) for shard in pending)
     if already:
         print(f"scoring: {already} of {total} questions have an answer from an earlier run", flush=True)
     if pending:
+        metrics = ray_local.Metrics(METRICS, run=os.path.basename(os.path.dirname(os.path.abspath(job.out))))
         with Progress("scoring", total, "questions", already=already) as progress:
-            for count in _on_ray(pending, job, workers):
+            for count in _answered(pending, job, workers):
                 progress.advance(count)
+                metrics.record("emollm_evaluate_planned_samples", total)
+                metrics.record("emollm_evaluate_samples_total", count)
+                metrics.record("emollm_evaluate_samples_per_s", progress.rate)
     missing = [shard.name for shard in plan.shards if not storage.exists(answers_path(job.out, shard))]
     if missing:
         raise EvaluationError(
             f"{len(missing)} of {len(plan.shards)} shards have no answers; start the evaluation again"
         )
     return {"questions": total, "scored": total - already, "seconds": round(time.monotonic() - started, 1)}
+
+
+def _is_answered(job: Job, shard: Shard) -> bool:
+    """Whether a shard has its answers. Requests that failed are sent again, unless failures are allowed."""
+    path = answers_path(job.out, shard)
+    if not storage.exists(path):
+        return False
+    if job.kind != "endpoint" or job.allow_failures:
+        return True
+    return not any(row["error"] for row in _read_rows(path))
+
+
+def _answered(shards: Sequence[Shard], job: Job, workers: int) -> Iterator[int]:
+    """Numbers of questions as they are answered, which add up to all of the shards."""
+    if job.kind == "endpoint":
+        from emollm.evaluate.endpoint import answer_shards
+
+        return answer_shards(shards, job)
+    return _on_ray(shards, job, workers)
 
 
 def _on_ray(shards: Sequence[Shard], job: Job, workers: int) -> Iterator[int]:
@@ -349,7 +271,7 @@ def read_answers(
     """(answer per (pass, model, question key); feature per medium). Raises EvaluationError unless each is there once."""
     import numpy as np
 
-    answers: dict[tuple[str, str, str], Answer] = {}
+    found: dict[tuple[str, str, str], Answer] = {}
     features: dict[str, NDArray[np.float32]] = {}
     for shard in plan.shards:
         rows = _read_rows(answers_path(out, shard))
@@ -362,15 +284,15 @@ def read_answers(
                 features[row["key"]] = np.asarray(row["feature"], dtype=np.float32)
             else:
                 values = {name: row[name] for name in Answer._fields}
-                answers[shard.pass_name, shard.model, row["key"]] = Answer(**values)
-    return answers, features
+                found[shard.pass_name, shard.model, row["key"]] = Answer(**values)
+    return found, features
 
 
 def answers_for(
-    plan: Plan, answers: dict[tuple[str, str, str], Answer], pass_name: str, asked: Sequence[Row]
+    plan: Plan, found: dict[tuple[str, str, str], Answer], pass_name: str, asked: Sequence[Row]
 ) -> list[Answer]:
     """The answer of one pass to each asked row, in order."""
-    return [answers[pass_name, *plan.answered_by[pass_name, row.uid]] for row in asked]
+    return [found[pass_name, *plan.answered_by[pass_name, row.uid]] for row in asked]
 
 
 def forget_other_answers(plan: Plan, out: str) -> None:

@@ -13,7 +13,12 @@ never computed twice. Pictures are seen only in that first pass.
 (measured below 1e-4 nats in float32). Every decision whose two best candidates lie closer than `MARGIN` (an option against
 the runner-up, or a token against the runner-up while decoding) is therefore made again on that sample *alone*, a
 computation that depends on nothing but the sample and the model. A decision with a larger gap cannot be turned by the noise.
-Prompts are padded on the right, where causal attention keeps padding out of every real position.
+Prompts may be padded on either side: causal attention and the mask keep padding out of every real position.
+
+**Calibration.** `calibrated` subtracts from each option's log-probability the one that the same option has behind a
+content-free prompt (the same question and options, no media, the words replaced by N/A). Under the softmax this divides
+by the content-free probabilities: contextual calibration with W = diag(p_cf)^-1, b = 0 (Zhao et al. 2021, "Calibrate
+Before Use", §5), which is also the domain-conditional PMI of Holtzman et al. 2021 ("Surface Form Competition", eq. 2).
 
 Shapes: B samples of a batch, T prompt length, R rows (sample, option), S option tokens, V vocabulary.
 """
@@ -23,12 +28,10 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import torch
-
-    from emollm.data.collate import Encoded
 
 # Nats; more than ten times the float noise between batch compositions, see the module's docstring.
 MARGIN = 1e-3
@@ -36,19 +39,28 @@ MARGIN = 1e-3
 MAX_CONTINUED_ROWS = 64
 
 
-class Prompt(NamedTuple):
-    """An encoded sample with its options' token ids; `options` is empty for an open question."""
+class HasIds(Protocol):
+    """An encoded prompt: what a family's collate function takes."""
 
-    encoded: Encoded
+    @property
+    def input_ids(self) -> list[int]: ...
+
+
+class Prompt(NamedTuple):
+    """An encoded sample with its options' token ids; `options` is empty where the answer is generated."""
+
+    encoded: HasIds
     options: list[list[int]]
 
 
 class Answer(NamedTuple):
     """What the model says to one prompt.
 
-    Closed: `choice` is the index of the best option, `log_probs` one sum per option (order of the options). Open: `text`
-    is the decoded answer, `token_ids` without the end token, `log_probs` the log-probability of each step. `gap` is the
-    smallest difference (nats) between the best and the second-best candidate of the decisions taken.
+    Scored options: `choice` is the index of the best one, `log_probs` one sum per option (order of the options).
+    Generated: `text` is the decoded answer, `token_ids` without the end token, `log_probs` the log-probability of each
+    step (none from an endpoint). `finish` is why it ended: `stop` (by itself), `length` (the limit of tokens), `refused`
+    (an endpoint's filter) or `error`, with `error` saying why there is no answer. `gap` is the smallest difference
+    (nats) between the best and the second-best candidate of the decisions taken.
     """
 
     choice: int | None
@@ -56,6 +68,8 @@ class Answer(NamedTuple):
     token_ids: list[int]
     log_probs: list[float]
     gap: float
+    finish: str = "stop"
+    error: str | None = None
 
 
 def option_token_ids(
@@ -88,17 +102,17 @@ class _Prefix(NamedTuple):
 class Scorer:
     """Scores prompts with one model, in batches of at most `batch_size`.
 
-    `collate(encoded, padding_side=...)` gives the model's keyword arguments, `decode(token_ids)` the text of an answer.
+    `collate(encoded)` gives the model's keyword arguments, padded, `decode(token_ids)` the text of an answer.
     """
 
     def __init__(
         self,
         model: Any,
-        collate: Callable[[list[Encoded]], dict[str, torch.Tensor]],
+        collate: Callable[[list[Any]], dict[str, Any]],
         decode: Callable[[list[int]], str],
         end_ids: Sequence[int],
         batch_size: int,
-        max_new_tokens: int = 6,
+        max_new_tokens: int = 16,
         margin: float = MARGIN,
     ) -> None:
         self.model, self.collate, self.decode = model.eval(), collate, decode
@@ -127,6 +141,27 @@ class Scorer:
                     advance(len(indices))
         return [found[index] for index in range(len(prompts))]
 
+    def calibrated(self, prompts: Sequence[Prompt], content_free: Sequence[Prompt | None]) -> list[Answer]:
+        """As `answers`, with the options' log-probabilities behind the content-free prompts taken off.
+
+        A decision closer than the margin is made again from both prompts alone, for the same reason as there.
+        """
+        import torch
+
+        plain = self.answers(prompts)
+        asked = [number for number, prompt in enumerate(content_free) if prompt is not None]
+        empty = self.answers([prompt for prompt in content_free if prompt is not None])
+        found = list(plain)
+        for number, without in zip(asked, empty, strict=True):
+            found[number] = without_bias(plain[number], without)
+            if found[number].gap < self.margin and self.batch_size > 1:
+                other = content_free[number]
+                assert other is not None
+                with torch.inference_mode():
+                    (alone,), (bare,) = self._answer_batch([prompts[number]]), self._answer_batch([other])
+                found[number] = without_bias(alone, bare)
+        return found
+
     def _batches(self, order: list[int], prompts: Sequence[Prompt]) -> list[list[int]]:
         batches: list[list[int]] = []
         for index in order:
@@ -152,7 +187,7 @@ class Scorer:
         ]
         if needs_cache:
             self._add_later_tokens(prompts, prefix, totals)
-        return [_chosen(scores) for scores in totals]
+        return [chosen(scores) for scores in totals]
 
     def _prefix(self, prompts: list[Prompt], use_cache: bool) -> _Prefix:
         """The single forward pass over the prompts."""
@@ -161,7 +196,8 @@ class Scorer:
         batch = self.collate([prompt.encoded for prompt in prompts])
         mask_BT = batch["attention_mask"].long()
         lengths_B = mask_BT.sum(dim=1)
-        last_U, column_B = torch.unique(lengths_B - 1, return_inverse=True)
+        place_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
+        last_U, column_B = torch.unique((mask_BT * place_T).amax(dim=1), return_inverse=True)
         output = self.model(
             **{name: value for name, value in batch.items() if name != "labels"},
             use_cache=use_cache,
@@ -250,17 +286,22 @@ class Scorer:
             )
             log_probs_BV = torch.log_softmax(output.logits[:, -1].float(), dim=-1)
         return [
-            Answer(None, self.decode(ids).strip(), ids, logs, gap)
-            for ids, logs, gap in zip(tokens, steps, gaps, strict=True)
+            Answer(None, self.decode(ids).strip(), ids, logs, gap, finish="stop" if ended else "length")
+            for ids, logs, gap, ended in zip(tokens, steps, gaps, done, strict=True)
         ]
 
 
-def _chosen(scores: list[float]) -> Answer:
+def chosen(scores: list[float]) -> Answer:
     """The best option; of exactly equal ones the first shown (their order is a hash of the uid)."""
     choice = max(range(len(scores)), key=lambda index: (scores[index], -index))
     others = [score for index, score in enumerate(scores) if index != choice]
     gap = scores[choice] - max(others) if others else math.inf
     return Answer(choice, None, [], scores, gap)
+
+
+def without_bias(answer: Answer, content_free: Answer) -> Answer:
+    """The option scores less those of the content-free prompt."""
+    return chosen([a - b for a, b in zip(answer.log_probs, content_free.log_probs, strict=True)])
 
 
 def option_probabilities(log_probs: Sequence[float]) -> list[float]:

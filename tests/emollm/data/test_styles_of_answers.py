@@ -10,8 +10,9 @@ from dataset_build.schema import MediaRef, Record
 from emollm.config import TrainRecipe
 from emollm.data.collate import SampleError, encode_text
 from emollm.data.masking import IGNORED
+from emollm.evaluate.ablation import TEXT_ONLY, ablated
 from emollm.evaluate.protocol import EvaluationError
-from emollm.evaluate.run import encode_prompts
+from emollm.evaluate.replica import encode_prompts
 from emollm.train.build import initial_processor
 from tests.emollm.train.small_emobench import sample
 
@@ -54,7 +55,7 @@ def test_the_supervised_tokens_are_in_the_form_that_the_message_asks_for(process
 @pytest.mark.parametrize("style", ["word", "letter", "letter_word"])
 def test_options_are_scored_in_that_form_and_order(processor, style: str) -> None:
     row = asked(style)
-    (prompt,) = encode_prompts([row], processor, withhold_media=True)
+    (prompt,) = encode_prompts([ablated(row, TEXT_ONLY)], processor)
     said = [processor.decode(ids).removesuffix("<|im_end|>").strip() for ids in prompt.options]
     assert said == forms(row, style)  # so the index of the best one is that of row["options"]
 
@@ -65,4 +66,4 @@ def test_an_unknown_form_is_an_error_that_names_the_sample(processor) -> None:
     with pytest.raises(SampleError, match=f"{row['uid']}.*answer style 'rhyme'"):
         encode_text(row, processor, supervise=True)
     with pytest.raises(EvaluationError, match=f"{row['uid']}.*answer style 'rhyme'"):
-        encode_prompts([row], processor, withhold_media=True)
+        encode_prompts([ablated(row, TEXT_ONLY)], processor)

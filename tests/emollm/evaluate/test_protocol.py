@@ -87,12 +87,12 @@ def test_folds_without_a_model_are_left_out_and_counted() -> None:
 
 
 def test_one_fold_alone_is_asked_its_own_test_rows_only(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"model_type": "emollm"}')
     (tmp_path / "fold.json").write_text(json.dumps({"fold": 1, "data_digest": "d"}))
     model = read_model(str(tmp_path))
-    assert (model.folds, model.protocol, model.data_digest) == (None, 1, "d")
+    assert (model.folds, model.protocols([]), model.data_digest) == (None, (1,), "d")
     rows = [row("a", fold=0, split="test"), row("b", fold=1), row("c", split="test")]
-    asked, left_out = select_rows(rows, "test", ["emo_c"], None, (model.protocol,))
+    asked, left_out = select_rows(rows, "test", ["emo_c"], None, model.protocols([]))
     assert ([r.uid for r in asked], left_out) == (["b"], {"fold_without_model": 2})
 
 

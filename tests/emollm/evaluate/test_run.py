@@ -77,7 +77,7 @@ def test_demonstrations_stay_out_of_the_mean_and_hate_is_listed(evaluation: Path
     assert results["overall"]["sub_tasks"] == ["emo_c", "emo_o", "intent"]
     mean = sum(tasks[name]["accuracy"] for name in ("emo_c", "emo_o", "intent")) / 3
     assert results["overall"]["accuracy"] == pytest.approx(mean, abs=1e-5)
-    assert set(tasks["emo_c"]["references"]) == {"linear_probe"}
+    assert set(tasks["emo_c"]["references"]) == {"linear_probe", "nearest_neighbour", "random"}
     assert set(tasks["emo_c"]["baselines"]) == {"majority", "text_only", "untrained"}
 
 
