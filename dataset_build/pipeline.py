@@ -143,13 +143,14 @@ def _convert(
     total, rejected = sum(shard.rows for shard in shards), 0
     already = total - sum(shard.rows for shard in pending)
     metrics = ray_local.Metrics(METRICS, run=recipe.name)
-    metrics.record("emobench_build_shards_total", len(shards))
     with Progress("converting", total, "rows", already=already) as progress:
         for done, result in enumerate(
             _run_tasks(convert_shard, tasks, workers), start=len(shards) - len(pending) + 1
         ):
             rejected += sum(result["rejected"].values())
             progress.advance(result["rows"], rejects=rejected)
+            # Every gauge anew each time: Ray stops exporting one that has not been set for 20 s.
+            metrics.record("emobench_build_shards_total", len(shards))
             metrics.record("emobench_build_shards_done", done)
             metrics.record("emobench_build_rows_total", result["rows"])
             metrics.record("emobench_build_rows_per_s", progress.rate)

@@ -35,8 +35,7 @@ class MetricsWriter:
         self._progress = Progress(
             f"fold {fold} training", total=total_steps, unit="steps", already=done_steps
         )
-        self._metrics = Metrics(METRICS, run=run, fold=str(fold))
-        self._metrics.record("emollm_train_planned_steps", total_steps)
+        self._metrics, self._planned_steps = Metrics(METRICS, run=run, fold=str(fold)), total_steps
 
     def __enter__(self) -> MetricsWriter:
         self._progress.__enter__()
@@ -59,6 +58,8 @@ class MetricsWriter:
         for name in _LAST_STEP:
             if values.get(name) is not None:
                 self._metrics.record(f"emollm_train_{name}", values[name])
+        # Every gauge anew each step: Ray stops exporting one that has not been set for 20 s.
+        self._metrics.record("emollm_train_planned_steps", self._planned_steps)
         self._metrics.record("emollm_train_steps_total", 1)
         self._metrics.record("emollm_train_rows_total", values["rows"])
         self._progress.advance(
