@@ -85,7 +85,9 @@ class RowIndex:
     @functools.cached_property
     def keys(self) -> list[str]:
         """`source/sub_task` of every row: what `mix` speaks of."""
-        return [f"{source}/{task}" for source, task in zip(self.column("source"), self.column("sub_task"))]
+        once: dict[tuple[str, str], str] = {}  # one text for all rows of a key
+        pairs = zip(self.column("source"), self.column("sub_task"))
+        return [once.setdefault(pair, "/".join(pair)) for pair in pairs]
 
     @functools.cached_property
     def lengths(self) -> list[int]:
@@ -95,8 +97,11 @@ class RowIndex:
     @functools.cached_property
     def places(self) -> list[Place]:
         """File (its number among the paths in order) and row group of every row."""
-        files = {path: number for number, path in enumerate(sorted(set(self.column("file"))))}
-        return [(files[path], group) for path, group in zip(self.column("file"), self.column("group"))]
+        paths = self.column("file")
+        files = {path: number for number, path in enumerate(sorted(set(paths)))}
+        once: dict[Place, Place] = {}
+        found = ((files[path], group) for path, group in zip(paths, self.column("group")))
+        return [once.setdefault(place, place) for place in found]
 
     @functools.cached_property
     def media_keys(self) -> list[str]:
@@ -120,15 +125,16 @@ class RowIndex:
         """The protocols there are: 0..K-1 where sources are cross-validated, else just 0."""
         return sorted({fold for fold in self.column("fold") if fold is not None}) or [0]
 
-    def of_fold(self, fold: int) -> RowIndex:
-        """The training rows of protocol `fold`. Raises DataError where there are none."""
+    def of_fold(self, fold: int, part: str = "train") -> RowIndex:
+        """The training rows of protocol `fold`, or its validation rows ("val"). Raises DataError where there are none."""
         keep = [
-            folds.part(fold, split, row_fold, self.n_folds.get(source)) == "train"
+            folds.part(fold, split, row_fold, self.n_folds.get(source)) == part
             for source, row_fold, split in zip(*(self.column(name) for name in ("source", "fold", "split")))
         ]
         chosen = self.table.filter(keep)
         if chosen.num_rows == 0:
-            raise DataError(f"protocol {fold} has no training rows in this EmoBench")
+            kind = {"train": "training", "val": "validation"}[part]
+            raise DataError(f"protocol {fold} has no {kind} rows in this EmoBench")
         return RowIndex(chosen, self.n_folds)
 
     def refuse_errors(self, left_out: Collection[str] = ()) -> None:
@@ -147,8 +153,10 @@ class RowIndex:
 
 def outline(data: str) -> RowIndex:
     """The index without what only encoding tells (tokens, media, errors): a quick look for plans and refusals."""
-    tables = [_trained(read_columns(data, file.path, _LIGHT), file.path) for file in data_files(data)]
-    return _joined(data, tables)
+    return joined(
+        data,
+        {file.path: _trained(read_columns(data, file.path, _LIGHT), file.path) for file in data_files(data)},
+    )
 
 
 def stored_index(data: str, out: str, encoder: Encoder, data_digest: str) -> RowIndex | None:
@@ -168,12 +176,12 @@ def make_index(data: str, out: str, encoder: Encoder, data_digest: str, on_ray: 
     files = data_files(data)
     much = sum(file.bytes for file in files) > _SMALL_BYTES
     parts = index_on_ray(data, files, encoder) if on_ray and much else index_here(data, files, encoder)
-    tables = []
+    tables: dict[str, pyarrow.Table] = {}
     with Progress("indexing", sum(file.rows for file in files), "rows") as progress:
         for file, table in parts:
-            tables.append(table)
+            tables[file.path] = table
             progress.advance(file.rows)
-    index = _joined(data, tables)
+    index = joined(data, tables)
     _store(index, _path(out, encoder, data_digest))
     return index
 
@@ -257,8 +265,8 @@ def index_file(data: str, path: str, encoder: Encoder) -> pyarrow.Table:
 
 
 def _may_be_trained(split: str, fold: int | None) -> bool:
-    """Whether any protocol trains on the row."""
-    return split == "train" or fold is not None
+    """Whether any protocol trains or validates on the row."""
+    return split in ("train", "val") or fold is not None
 
 
 def _trained(table: pyarrow.Table, path: str) -> pyarrow.Table:
@@ -274,10 +282,16 @@ def _trained(table: pyarrow.Table, path: str) -> pyarrow.Table:
     return pa.table([columns.get(name, empty).cast(schema.field(name).type) for name in schema.names], schema)
 
 
-def _joined(data: str, tables: Sequence[pyarrow.Table]) -> RowIndex:
+def joined(data: str, tables: Mapping[str, pyarrow.Table]) -> RowIndex:
+    """The index of all files from that of each, in whatever order they came. Raises DataError where a uid is twice."""
     import pyarrow as pa
 
-    whole = pa.concat_tables(tables).unify_dictionaries().sort_by("uid").combine_chunks()
+    whole = (
+        pa.concat_tables([tables[path] for path in sorted(tables)])
+        .unify_dictionaries()
+        .sort_by("uid")
+        .combine_chunks()
+    )
     uids = whole.column("uid").to_pylist()
     uid, count = next(iter(Counter(uids).most_common(1)), ("", 0))
     if count > 1:

@@ -47,6 +47,7 @@ class Fold:
     steps: list[Step]
     rank: int
     world: int
+    validation: RowIndex | None = None  # its validation rows, where the recipe stops early
 
     def stream(
         self, steps: Sequence[Sequence[Sequence[int]]], start: int = 0, loader: LoaderConfig | None = None
@@ -92,11 +93,34 @@ def trainable(index: RowIndex, recipe: TrainRecipe, fold: int) -> RowIndex:
     return rows
 
 
+def validating(index: RowIndex, recipe: TrainRecipe, fold: int) -> RowIndex | None:
+    """The validation rows of a protocol where the recipe stops early, of what it trains on. Raises DataError where there
+    are none, or where one cannot be encoded."""
+    if recipe.early_stop is None:
+        return None
+    left_out = {key for key, amount in recipe.mix.items() if amount == 0}
+    try:
+        rows = index.of_fold(fold, "val")
+    except DataError as error:
+        raise DataError(
+            f"early_stop: {error}; build it with splits.fold_val=true (or a source that has a val split), or set "
+            "early_stop to null"
+        ) from error
+    rows.refuse_errors(left_out)
+    kept = [key not in left_out for key in rows.keys]
+    if not any(kept):
+        raise DataError(
+            f"early_stop: mix leaves out all validation rows of protocol {fold}; set early_stop to null"
+        )
+    return RowIndex(rows.table.filter(kept), rows.n_folds)
+
+
 def prepare(recipe: TrainRecipe, fold: int, rank: int, world: int, features: FeatureStore) -> Fold:
     """Model, index, plan and reader of one protocol."""
     model, processor = initial_model(recipe, recipe.seed)
     encoder = row_encoder(recipe, processor)
-    index = trainable(shared_index(recipe, encoder, rank, world), recipe, fold)
+    whole = shared_index(recipe, encoder, rank, world)
+    index = trainable(whole, recipe, fold)
     steps = plan_training(index.keys, index.lengths, recipe, places=index.places, world_size=world, rank=rank)
     if rank == 0:
         print(
@@ -111,7 +135,8 @@ def prepare(recipe: TrainRecipe, fold: int, rank: int, world: int, features: Fea
                 flush=True,
             )
     rows = Rows(recipe.data, index, encoder, recipe.loader)
-    return Fold(recipe, fold, model, processor, index, rows, features, steps, rank, world)
+    validation = validating(whole, recipe, fold)
+    return Fold(recipe, fold, model, processor, index, rows, features, steps, rank, world, validation)
 
 
 def shared_index(recipe: TrainRecipe, encoder: Encoder, rank: int, world: int) -> RowIndex:
@@ -138,10 +163,19 @@ def shared_index(recipe: TrainRecipe, encoder: Encoder, rank: int, world: int) -
 
 def look_at_pictures(state: Fold) -> None:
     """Compute the features of all media that the fold will see, shared among the ranks, as many as are kept."""
-    if not state.features.limit_bytes:
-        return
+    look_at(state, _rows_looked_at(state))
+
+
+def look_at(state: Fold, numbers: Sequence[int]) -> None:
+    """The same for the media of these rows."""
+    if state.features.limit_bytes:
+        _fill(state, numbers)
+    refuse_uneven_towers(state, numbers)
+
+
+def _fill(state: Fold, numbers: Sequence[int]) -> None:
     first: dict[str, int] = {}
-    for number in _rows_looked_at(state):
+    for number in numbers:
         first.setdefault(state.index.media_keys[number], number)
     wanted = state.rows.in_reading_order(
         [number for key, number in first.items() if key and key not in state.features]
@@ -159,11 +193,28 @@ def look_at_pictures(state: Fold) -> None:
         )
 
 
+def refuse_uneven_towers(state: Fold, numbers: Sequence[int]) -> None:
+    """Raise DataError where a frozen tower would run over these rows in a step although its weights are spread over the ranks.
+
+    Under ZeRO 3 every run of it gathers weights from all ranks, which have different numbers of pictures: they would
+    wait for each other for ever. An attached foundation's tower runs once a batch on every rank.
+    """
+    recipe, keys = state.recipe, state.index.media_keys
+    if recipe.foundation.family == "attached" or recipe.deepspeed.stage < 3 or state.world == 1:
+        return
+    unseen = sum(bool(keys[row]) and keys[row] not in state.features for row in numbers)
+    if unseen:
+        raise DataError(
+            f"deepspeed.stage 3 with a composed foundation keeps the features of all media, but those of {unseen} rows do "
+            f"not fit into tune.cache_gib {recipe.tune.cache_gib:g}; raise it, or use stage 2"
+        )
+
+
 def _rows_looked_at(state: Fold) -> list[int]:
     """Rows that any rank will see in either stage."""
     tasks = state.index.column("sub_task")
     aligned = {number for number, task in enumerate(tasks) if task in state.recipe.align.sub_tasks}
-    return sorted(aligned.union(planned_rows(state.index.keys, state.recipe)))
+    return sorted(aligned.union(planned_rows(state.index.keys, state.recipe), [state.index.shortest]))
 
 
 def align_fold(state: Fold) -> list[float]:
