@@ -10,17 +10,23 @@ Memory of one worker, in bytes a parameter (DeepSpeed ZeRO, arXiv 1910.02054, ta
 and activations of one micro-batch: with checkpointing one (tokens × hidden) tensor a layer and one layer in full, else
 all layers in full (34 bytes a token and hidden unit in bf16, arXiv 2205.05198, formula 2, without the attention scores
 that SDPA does not keep; twice that in float32).
+
+Arithmetic is counted in `cost`, which says what a FLOP is here and what a training step costs in forwards.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dataset_build import storage
+from dataset_build.progress import data_size
 from emollm.config import TrainRecipe
 from emollm.data.index import outline
 from emollm.data.plan import epoch_rows
 from emollm.train.run import chosen_folds
+
+if TYPE_CHECKING:
+    from emollm.train.cost import Cost, Shape
 
 _GIB = 2**30
 # What of a GPU's memory a plan may use; the rest is for CUDA's context, NCCL and fragmentation.
@@ -29,17 +35,30 @@ _GPUS = (24, 40, 80)
 
 
 class Size(NamedTuple):
-    """Parameters by what happens to them, of MVP alone, and the language model's layers and width."""
+    """Parameters by what happens to them, of MVP's own perspectives and of the projector beside them, and the language
+    model's layers and width."""
 
     trained: int
     frozen: int
     mvp: int
+    projector: int
     layers: int
     hidden: int
 
     @property
     def total(self) -> int:
         return self.trained + self.frozen
+
+
+class Plan(NamedTuple):
+    """What is known of a recipe's model without its weights. `kept_bytes`: what MVP keeps of a picture for the backward
+    pass."""
+
+    size: Size
+    shape: Shape
+    forward: Cost
+    training: Cost
+    kept_bytes: float
 
 
 class Memory(NamedTuple):
@@ -55,45 +74,58 @@ class Memory(NamedTuple):
         return sum(self)
 
 
-def describe(recipe: TrainRecipe, size: Size | None = None) -> str:
-    """What a training of this recipe would do and take. Loads no weights and starts nothing. `size`: from `count`."""
+def describe(recipe: TrainRecipe, made: Plan | None = None) -> str:
+    """What a training of this recipe would do and take. Loads no weights and starts nothing. `made`: from `plan`."""
     lines = [f"recipe {recipe.name}: {recipe.data} -> {recipe.out}", *_rows(recipe)]
-    size = size or count(recipe)
-    per_token = flops_per_token(size)
+    made = made or plan(recipe)
+    size = made.size
     lines += [
-        f"parameters: {_millions(size.trained)} trained, {_millions(size.frozen)} frozen; "
-        f"MVP has {_millions(size.mvp)} of them ({size.mvp / size.total:.2%})",
-        f"arithmetic: about {per_token / 1e9:.2f} GFLOP a token of the language model in one training step",
-        *_memory_lines(recipe, size),
+        f"parameters: {_millions(size.trained)} trained, {_millions(size.frozen)} frozen; MVP's own perspectives have "
+        f"{_millions(size.mvp)} ({size.mvp / size.total:.2%}), the projector beside them {_millions(size.projector)}",
+        *_cost_lines(recipe, made),
+        *_memory_lines(recipe, made),
     ]
     return "\n".join(lines)
 
 
-def count(recipe: TrainRecipe) -> Size:
-    """Parameters of the recipe's model, counted without making it."""
+def plan(recipe: TrainRecipe) -> Plan:
+    """Parameters and cost of the recipe's model, which is made without its weights."""
     import torch
+
+    from emollm.train import cost
 
     with torch.device("meta"):
         model = _model(recipe)
     model.freeze_foundations()
     model.tie_weights()
     text = model.config.get_text_config()
-    mvp = sum(p.numel() for name, p in model.named_parameters() if name in model.projector_names())
+    scene = {id(p): p.numel() for p in model.projector.scene.parameters()}
+    everything = {id(p): p.numel() for p in model.projector.parameters()}
+    projector = sum(scene.values())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
-    return Size(trained, total - trained, mvp, text.num_hidden_layers, text.hidden_size)
-
-
-def flops_per_token(size: Size) -> float:
-    """Multiplications and additions of one token: 2 a parameter forwards, 2 for the gradient of its input backwards, 2
-    more for trained weights (arXiv 2001.08361, 2.1); attention over the sequence is left out."""
-    return 4.0 * size.total + 2.0 * size.trained
+    size = Size(
+        trained,
+        total - trained,
+        sum(everything.values()) - projector,
+        projector,
+        text.num_hidden_layers,
+        text.hidden_size,
+    )
+    shape = cost.picture_shape(model, recipe)
+    return Plan(
+        size,
+        shape,
+        cost.forward(model, recipe),
+        cost.training(model, recipe),
+        cost.kept_bytes(model, shape, _width(recipe)),
+    )
 
 
 def memory(recipe: TrainRecipe, size: Size, stage: int, workers: int) -> Memory:
     """GiB of one of `workers` workers at a ZeRO stage; what is offloaded to the CPU does not count."""
     settings, tune = recipe.deepspeed, recipe.tune
-    width = 2 if settings.precision == "bf16" else 4
+    width = _width(recipe)
     weights = width * size.total / (workers if stage == 3 else 1)
     gradients = width * size.trained / (workers if stage >= 2 else 1)
     copies = 12 if stage or settings.precision == "bf16" else 8
@@ -134,14 +166,48 @@ def _rows(recipe: TrainRecipe) -> list[str]:
     return lines
 
 
-def _memory_lines(recipe: TrainRecipe, size: Size) -> list[str]:
-    stage, workers = recipe.deepspeed.stage, recipe.workers.count
+def _cost_lines(recipe: TrainRecipe, made: Plan) -> list[str]:
+    from emollm.train.cost import SUPERVISED, WORDS
+
+    once, step = made.forward, made.training
+    tower = "once a picture, its features are kept" if _tower_once(recipe) else "every time"
+    return [
+        f"a picture ({made.shape.patches} patches, {made.shape.visual} visual tokens), forward: tower {_flops(once.tower)} "
+        f"({tower}), projector {_flops(once.projector)}, MVP {_flops(once.mvp)} (its perspectives, "
+        f"{once.mvp / (once.tower + once.projector):.1%} of tower and projector)",
+        f"a sample (that picture and {WORDS} tokens of words, {SUPERVISED} with loss), training step: "
+        f"{_flops(step.total)}, of which the language model {_flops(step.language)}, MVP {_flops(step.mvp)} "
+        f"({step.mvp / step.total:.2%}); forward alone {_flops(once.total)}",
+    ]
+
+
+def _tower_once(recipe: TrainRecipe) -> bool:
+    return recipe.foundation.family == "composed" and recipe.tune.cache_gib > 0
+
+
+def _flops(number: float) -> str:
+    for unit, scale in (("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6)):
+        if number >= scale:
+            return f"{number / scale:.3g} {unit}"
+    return f"{number:.0f} FLOP"
+
+
+def _width(recipe: TrainRecipe) -> int:
+    """Bytes of a weight or an activation."""
+    return 2 if recipe.deepspeed.precision == "bf16" else 4
+
+
+def _memory_lines(recipe: TrainRecipe, made: Plan) -> list[str]:
+    stage, workers, size = recipe.deepspeed.stage, recipe.workers.count, made.size
     own = memory(recipe, size, stage, workers)
+    mvp = memory(recipe, size._replace(trained=size.mvp, frozen=0), stage, workers)
     cache = f", and {recipe.tune.cache_gib:g} GiB of features kept" if recipe.tune.cache_gib else ""
     lines = [
         f"memory per worker: about {own.total:.1f} GiB (ZeRO {stage}, {recipe.deepspeed.precision}, {workers} workers: "
         f"weights {own.weights:.1f}, gradients {own.gradients:.1f}, optimizer {own.optimizer:.1f}, "
-        f"activations {own.activations:.1f}){cache}"
+        f"activations {own.activations:.1f}){cache}",
+        f"of this MVP's own perspectives: {data_size(2**30 * (mvp.total - mvp.activations))} of weights, gradients and "
+        f"optimizer; {data_size(made.kept_bytes)} a picture are kept for the backward pass besides",
     ]
     if not recipe.workers.gpus:
         return lines
