@@ -9,26 +9,25 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from dataset_build import storage
 from dataset_build.provenance import code_digest, sha256_of_file, sha256_of_json
 from dataset_build.schema import SUB_TASKS
+from emollm.component import Component, RecipeError, known_sub_tasks
+from emollm.evaluate.recipe import ENDPOINT_PACE, EvaluateRecipe
 from emollm.rationales.store import finished
 
-# Keys of an endpoint that change when an answer comes, but not what it is: not part of an evaluation's digest.
-ENDPOINT_PACE = {"concurrency", "tries", "timeout_s", "api_key_env"}
 RECIPE_FOLDER = Path(__file__).resolve().parent / "recipes"
 FOUNDATION_PARTS = ("vision", "language", "audio", "mllm")
 # What `emollm` may import of dataset_build, and so what of it can change a trained model.
 SHARED_MODULES = ("schema", "labels", "media", "storage", "provenance", "progress")
 # What neither trains nor scores: it may change without either being done again.
-AFTER_TRAINING = ("emollm/__main__", "emollm/predict", "emollm/export", "emollm/model_card")
+AFTER_TRAINING = ("emollm/__main__", "emollm/predict", "emollm/serve", "emollm/export", "emollm/model_card")
 
 
 # Keys that say how a training runs, not what it learns: it may be gone on with, or be finished, under other values. The
@@ -38,21 +37,6 @@ HOW_IT_RUNS = {
     "checkpoint": ("every_steps", "keep"),
     "tune": ("log_every",),
 }
-
-
-class RecipeError(ValueError):
-    """A recipe, or an override of it, that cannot be used; the message names the key and the remedy."""
-
-
-class Component(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-def _known_sub_tasks(names: Sequence[str]) -> None:
-    for name in names:
-        if name not in SUB_TASKS:
-            near = difflib.get_close_matches(name, SUB_TASKS, n=1, cutoff=0.0)
-            raise ValueError(f"{name!r} is not a sub-task; did you mean {near[0]!r}?")
 
 
 class FoundationConfig(Component):
@@ -136,7 +120,7 @@ class AlignConfig(Component):
 
     @model_validator(mode="after")
     def _check(self) -> AlignConfig:
-        _known_sub_tasks(self.sub_tasks)
+        known_sub_tasks(self.sub_tasks)
         return self
 
 
@@ -247,90 +231,6 @@ class EarlyStopConfig(Component):
     metric: Literal["loss", "accuracy"] = "loss"
     patience: int = Field(default=3, ge=1)
     min_delta: float = Field(default=0.0, ge=0)
-
-
-class BootstrapConfig(Component):
-    samples: int = Field(default=2000, ge=100)
-    seed: int = 0
-
-
-class EndpointConfig(Component):
-    """An OpenAI-compatible endpoint (chat completions) whose model is scored by what it generates."""
-
-    url: str = Field(description="base URL, for example http://127.0.0.1:8000/v1; it stands in the results")
-    api_key_env: str = Field(
-        default="OPENAI_API_KEY", description="environment variable with the key, sent where it is set"
-    )
-    concurrency: int = Field(default=4, ge=1, description="requests that wait for an answer at once")
-    tries: int = Field(default=6, ge=1, description="how often a request is sent before it counts as failed")
-    timeout_s: float = Field(default=120.0, gt=0)
-    seed: int = 0
-    request: dict[str, Any] = Field(
-        default={}, description="keys of the request body to add or replace; a null removes one"
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> EndpointConfig:
-        parts = urllib.parse.urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{self.url!r} is not an http(s) URL, for example http://127.0.0.1:8000/v1")
-        if "@" in parts.netloc or parts.query:
-            raise ValueError("the endpoint's URL stands in the results: no user, password or query in it")
-        return self
-
-
-class EvaluateRecipe(Component):
-    """How a trained model is scored; the `evaluate:` section of a recipe."""
-
-    split: Literal["test", "val", "train"] = "test"
-    sub_tasks: tuple[str, ...] = SUB_TASKS
-    limit: int | None = Field(default=None, ge=1, description="score at most this many samples per sub-task")
-    batch_size: int = Field(default=8, ge=1)
-    workers: int = Field(default=2, ge=1)
-    threads: int = Field(
-        default=1, ge=1, description="OpenMP threads of one worker; other numbers give other last bits"
-    )
-    mode: Literal["likelihood", "generate"] = Field(
-        default="likelihood",
-        description="closed sub-tasks: options by log-likelihood, or text that is parsed",
-    )
-    ablation: Literal["none", "text_only", "image_only"] = Field(
-        default="none", description="what the model is shown: all, no media, or no words of the sample"
-    )
-    option_form: Literal["asked", "word", "letter", "letter_word"] = Field(
-        default="asked",
-        description="which form of the options is scored; asked: the one the message asks for",
-    )
-    calibrate: bool = Field(
-        default=False, description="divide by the probabilities under a content-free input"
-    )
-    max_new_tokens: int | None = Field(
-        default=None, ge=1, description="of a generated answer; null: 16, or 64 with mode generate"
-    )
-    endpoint: EndpointConfig | None = None
-    allow_failures: bool = Field(
-        default=False, description="count requests that failed for good as endpoint_error instead of stopping"
-    )
-    baselines: tuple[Literal["majority", "random", "text_only", "untrained"], ...] = (
-        "majority",
-        "random",
-        "text_only",
-        "untrained",
-    )
-    linear_probe: bool = Field(
-        default=True, description="beside Emo-C: what the frozen tower's features alone give"
-    )
-    nearest_neighbour: bool = Field(
-        default=True, description="the answer of the training row whose picture looks most alike"
-    )
-    bootstrap: BootstrapConfig = BootstrapConfig()
-
-    @model_validator(mode="after")
-    def _check(self) -> EvaluateRecipe:
-        _known_sub_tasks(self.sub_tasks)
-        if self.calibrate and self.mode == "generate":
-            raise ValueError("calibrate divides option probabilities, which mode generate does not have")
-        return self
 
 
 class TrainRecipe(Component):

@@ -39,8 +39,8 @@ from emollm.evaluate.score import Answer
 if TYPE_CHECKING:
     import httpx
 
-    from emollm.config import EndpointConfig
     from emollm.evaluate.plan import Shard
+    from emollm.evaluate.recipe import EndpointConfig
     from emollm.evaluate.run import Job
 
 DOWN_AFTER = 5

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from dataset_build import ray_local, storage
 from dataset_build.progress import Progress
-from emollm.config import EndpointConfig
 from emollm.evaluate import ablation
 from emollm.evaluate.asking import Asking
 from emollm.evaluate.plan import FEATURES, TEXT_ONLY, Plan, Shard
 from emollm.evaluate.protocol import EvaluationError, Row
 from emollm.evaluate.ray_metrics import METRICS
+from emollm.evaluate.recipe import EndpointConfig
 from emollm.evaluate.replica import PatchFeatures, Replica, answers, load_own
 from emollm.evaluate.score import Answer
 
