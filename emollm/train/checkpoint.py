@@ -29,6 +29,11 @@ from emollm.train.deepspeed import load_universal, to_universal
 from emollm.train.resume import METADATA, CheckpointError, Resume, other_world_size
 
 
+def best_file(step: int) -> str:
+    """The file with the trained weights of the best score, which was after `step`."""
+    return f"best-{step:06d}.safetensors"
+
+
 class Whole(NamedTuple):
     """A whole checkpoint: finished steps, the ranks that wrote it, and what the loop keeps in it."""
 
@@ -47,7 +52,7 @@ class Checkpoints:
     def save(self, engine: Any, step: int, kept: dict[str, Any]) -> float:
         """Write the checkpoint of `step` finished steps; the seconds it took. Every rank calls this.
 
-        `kept` is JSON and comes back with the checkpoint; under `best` it may name the file of `save_best`. Raises
+        `kept` is JSON and comes back with the checkpoint; its `best` may name the file of `save_best`. Raises
         CheckpointError where the disk is full; the checkpoints that were there stay.
         """
         started = time.monotonic()
@@ -84,17 +89,16 @@ class Checkpoints:
         storage.write_bytes(str(self.folder / "latest"), f"{path.name}\n".encode())
         self._rotate()
 
-    def save_best(self, weights: dict[str, Tensor], step: int) -> str:
-        """Keep the trained weights as the best so far; the name of their file. Rank 0 calls this."""
+    def save_best(self, weights: dict[str, Tensor], step: int) -> None:
+        """Keep the trained weights as the best so far, in `best_file(step)`. Rank 0 calls this."""
         from safetensors.torch import save_file
 
-        name = f"best-{step:06d}.safetensors"
+        name = best_file(step)
         partial = self.folder / f".{name}.partial"
         self.folder.mkdir(parents=True, exist_ok=True)
         with disk_trouble(self.folder):
             save_file({key: value.contiguous() for key, value in weights.items()}, partial)
             partial.replace(self.folder / name)
-        return name
 
     def load_best(self, name: str) -> dict[str, Tensor]:
         from safetensors.torch import load_file

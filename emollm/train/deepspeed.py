@@ -172,3 +172,22 @@ def load_universal(engine: Any, folder: Path, name: str) -> bool:
         if torch.is_tensor(state.get("step")):
             state["step"] = state["step"].clone()
     return found is not None
+
+
+def put_trained_state(engine: Any, weights: dict[str, Tensor]) -> None:
+    """Put trained weights, whole, into the model; the optimizer is left behind. Every rank calls this."""
+    import deepspeed
+
+    model: EmoLLMBase = engine.module
+    parameters = [(name, p) for name, p in model.named_parameters() if name in model.trained_names()]
+
+    def put() -> None:
+        for name, parameter in parameters:
+            parameter.data.copy_(weights[name])
+
+    if engine.zero_optimization_stage() < 3:
+        put()
+        return
+    with deepspeed.zero.GatheredParameters([p for _, p in parameters], modifier_rank=0):
+        if dist.get_rank() == 0:
+            put()

@@ -26,8 +26,15 @@ from emollm.data.plan import epoch_rows
 from emollm.data.stream import StepRows, Stream
 from emollm.train import perspectives
 from emollm.train.build import part_seed
-from emollm.train.checkpoint import Checkpoints, Whole, disk_trouble
-from emollm.train.deepspeed import ensure_process_group, group_device, make_engine, trained_state
+from emollm.train.checkpoint import Checkpoints, Whole, best_file, disk_trouble
+from emollm.train.deepspeed import (
+    ensure_process_group,
+    group_device,
+    make_engine,
+    put_trained_state,
+    trained_state,
+)
+from emollm.train.early_stop import EarlyStop, Validation
 from emollm.train.fold import Fold, align_fold, look_at_pictures, make_batch, prepare
 from emollm.train.metrics import MetricsWriter, read_metrics
 from emollm.train.resume import ONLY_THE_SAME, Resume, fold_checkpoints
@@ -101,7 +108,14 @@ def train_fold(
         record = {"recipe": recipe.model_dump(mode="json"), "fold": fold, "card": card_facts(state)}
         storage.write_json(str(checkpoints.folder / RECIPE_FILE), record)
     look_at_pictures(state)
-    kept: dict[str, Any] = newest.kept if newest else {"align_losses": align_fold(state), "changes": []}
+    validation = Validation(state) if recipe.early_stop else None
+    if validation:
+        validation.look_at_pictures()
+    kept: dict[str, Any] = (
+        newest.kept
+        if newest
+        else {"align_losses": align_fold(state), "changes": [], "scores": [], "best": None, "saves": []}
+    )
     state.model.train()
     engine = make_engine(
         state.model,
@@ -116,19 +130,26 @@ def train_fold(
         if rank == 0:
             print(f"fold {fold}: goes on at step {newest.step + 1} of {len(state.steps)}", flush=True)
     with disk_trouble(Path(recipe.out)):
-        run_steps(state, engine, checkpoints, newest.step if newest else 0, kept, report)
+        steps_done = run_steps(
+            state, engine, checkpoints, newest.step if newest else 0, kept, report, validation
+        )
+    if kept["best"]:
+        put_trained_state(engine, checkpoints.load_best(kept["best"]["file"]))
     align_losses = kept["align_losses"]
     result = {
         "inputs_digest": inputs_digest,
         "fold": fold,
         "data_digest": read_digest(recipe.data),
         "path": f"fold-{fold}",
-        "steps": len(state.steps),
-        "samples_seen": _rows_seen(state),
+        "steps": steps_done,
+        "planned_steps": len(state.steps),
+        "samples_seen": _rows_seen(state, steps_done),
         "rows": len(state.index),
         "world_size": world,
         "changes": kept["changes"],
         "align": {"first_loss": align_losses[0], "final_loss": align_losses[-1]} if align_losses else None,
+        "early_stop": EarlyStop(recipe.early_stop, kept["scores"]).summary() if recipe.early_stop else None,
+        "checkpoints": {"saved": len(kept["saves"]), "seconds": round(sum(kept["saves"]), 3)},
         "seconds": round(time.monotonic() - started, 1),
     }
     with disk_trouble(Path(recipe.out)):
@@ -150,8 +171,8 @@ def changes(newest: Whole, inputs_digest: str, world: int) -> list[dict[str, Any
     return found
 
 
-def _rows_seen(state: Fold) -> int:
-    rows = sum(len(batch) for step in state.steps for batch in step.micro_batches)
+def _rows_seen(state: Fold, steps: int) -> int:
+    rows = sum(len(batch) for step in state.steps[:steps] for batch in step.micro_batches)
     count = torch.tensor([rows], device=group_device())
     dist.all_reduce(count)
     return int(count)
@@ -164,9 +185,16 @@ def run_steps(
     done_steps: int,
     kept: dict[str, Any],
     report: Report | None,
-) -> None:
-    """Stage 2, from the step after `done_steps`; `kept` goes into every checkpoint."""
+    validation: Validation | None = None,
+) -> int:
+    """Stage 2, from the step after `done_steps` to the last one, or to where it stops early; the steps done then.
+
+    `kept` goes into every checkpoint: the scores so far, the best one and where its weights are, and the seconds that
+    training stood still for each checkpoint. A step's line in `metrics.jsonl` says so of the checkpoint before it.
+    """
     recipe, total = state.recipe, len(state.steps)
+    rule = EarlyStop(recipe.early_stop, kept["scores"]) if recipe.early_stop else None
+    last_save: dict[str, float] = {}
     folder = log_folder(recipe, state.number)
     writer = None
     if state.rank == 0:
@@ -175,23 +203,42 @@ def run_steps(
         ).__enter__()
     stream = state.stream([step.micro_batches for step in state.steps], start=done_steps)
     try:
-        for number in range(done_steps, total):
-            values = run_step(state, engine, number, stream)
+        while done_steps < total and not (rule and rule.stopped):
+            values = run_step(state, engine, done_steps, stream) | last_save
+            done_steps, last_save = values["step"], {}
+            if rule and validation and (done_steps % rule.config.every_steps == 0 or done_steps == total):
+                score = validation.score(engine)
+                values |= {f"val_{name}": value for name, value in score.items()}
+                if rule.add({"step": done_steps, **score}):
+                    weights = trained_state(engine)
+                    if state.rank == 0:
+                        checkpoints.save_best(weights, done_steps)
+                    kept["best"] = {**score, "step": done_steps, "file": best_file(done_steps)}
+            last = done_steps == total or bool(rule and rule.stopped)
             if writer is not None:
                 writer.write(values)
-            if report is not None and (
-                values["step"] % recipe.tune.log_every == 0 or values["step"] == total
-            ):
+            if report is not None and (done_steps % recipe.tune.log_every == 0 or last):
                 report({"fold": state.number, **values})
-            if values["step"] % recipe.checkpoint.every_steps == 0 or values["step"] == total:
-                began = time.monotonic()
-                checkpoints.save(engine, values["step"], kept)
+            if done_steps % recipe.checkpoint.every_steps == 0 or last:
+                seconds = checkpoints.save(engine, done_steps, kept)
+                kept["saves"].append(seconds)
+                last_save = {"checkpoint_seconds": round(seconds, 3)}
                 if writer is not None:
-                    writer.checkpoint_written(time.monotonic() - began)
+                    writer.checkpoint_written(seconds)
+                    print(
+                        f"fold {state.number}: checkpoint of step {done_steps}, {seconds:.1f} s", flush=True
+                    )
     finally:
         stream.close()
         if writer is not None:
             writer.__exit__(None, None, None)
+    if rule and rule.stopped and rule.best and state.rank == 0:
+        print(
+            f"fold {state.number}: stops after step {done_steps} of {total}: no better validation {rule.config.metric} "
+            f"than {rule.best[rule.config.metric]:.4f} after step {rule.best['step']}, whose weights are exported",
+            flush=True,
+        )
+    return done_steps
 
 
 def run_step(state: Fold, engine: Any, number: int, stream: Stream) -> dict[str, Any]:

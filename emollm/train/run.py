@@ -78,7 +78,7 @@ def train(
     `force` removes what is there first, finished folds and checkpoints alike. Without it, an unfinished training of other
     inputs in OUT is an error (see `emollm.train.resume`); a finished one is replaced.
     """
-    from emollm.train.fold import row_encoder, trainable
+    from emollm.train.fold import row_encoder, trainable, validating
     from emollm.train.loop import finished_fold
     from emollm.train.ray_worker import train_under_ray
 
@@ -111,6 +111,7 @@ def train(
     folds = chosen_folds(recipe, index)
     for fold in folds:  # what cannot be trained is refused here: Ray would start the workers again and again
         epoch_rows(trainable(index, recipe, fold).keys, recipe.mix, recipe.seed, 0)
+        validating(index, recipe, fold)
     finished = [fold for fold in folds if finished_fold(recipe, fold, inputs_digest, resume)]
     _remove_foreign(recipe, finished)
     if len(finished) < len(folds):
@@ -164,7 +165,12 @@ def plot_losses(out: str, folds: list[int]) -> None:
     figure, axes = plt.subplots(figsize=(7, 4))
     for fold in folds:
         lines = read_metrics(storage.join(out, f"fold-{fold}", "log", "metrics.jsonl"))
-        axes.plot([line["step"] for line in lines], [line["loss"] for line in lines], label=f"fold {fold}")
+        (drawn,) = axes.plot(
+            [line["step"] for line in lines], [line["loss"] for line in lines], label=f"fold {fold}"
+        )
+        if scores := [(line["step"], line["val_loss"]) for line in lines if "val_loss" in line]:
+            label = f"fold {fold}, validation"
+            axes.plot(*zip(*scores), marker="o", linestyle="--", color=drawn.get_color(), label=label)
     axes.set(xlabel="step", ylabel="loss per supervised token", title="Training loss")
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)

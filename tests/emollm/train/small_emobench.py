@@ -108,15 +108,20 @@ def in_words(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_emobench(
-    folder: Path, rows: int = 32, folds: int = 2, has_media: Callable[[int], bool] = lambda number: True
+    folder: Path,
+    rows: int = 32,
+    folds: int = 2,
+    has_media: Callable[[int], bool] = lambda number: True,
+    validated: Callable[[int], bool] = lambda number: False,
 ) -> Path:
     """Write a finished EmoBench; every fifth row is a video of two frames, some with sound; every seventh row has
-    no fold. Rows that `has_media` refuses are words alone."""
+    no fold. Rows that `has_media` refuses are words alone; `validated` ones have no fold and are of split val."""
     samples = []
     for number in range(rows):
-        free = number % 7 == 6
+        free = number % 7 == 6 or validated(number)
         fold = None if free else number % folds
         split = ("test" if number % 2 else "train") if free else ("test" if fold == 0 else "train")
+        split = "val" if validated(number) else split
         source = "free" if free else "drawn"
         samples.append(
             sample(
@@ -127,10 +132,12 @@ def write_emobench(
         if not has_media(number):
             samples[-1] = in_words(samples[-1])
     files = {}
-    for split in ("train", "test"):
+    for split in ("train", "val", "test"):
         chosen = [
             {**row, "group_keys": list(row["group_keys"].items())} for row in samples if row["split"] == split
         ]
+        if not chosen:
+            continue
         path = folder / split / "drawn-00000.parquet"
         path.parent.mkdir(parents=True)
         pq.write_table(pa.Table.from_pylist(chosen, schema=sample_schema()), path)
