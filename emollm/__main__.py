@@ -1,4 +1,4 @@
-"""`python -m emollm`: train, export, predict, evaluate, report. Nothing heavy is imported until a command runs."""
+"""`python -m emollm`: train, export, predict, evaluate, report, rationales. Nothing heavy is imported until a command runs."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from emollm.evaluate.cli import add_subcommands
 
     add_subcommands(commands)
+    from emollm.rationales.cli import add_subcommand
+
+    add_subcommand(commands)
     chosen = parser.parse_args(arguments)
     try:
         return int(chosen.run(chosen) or DONE)
@@ -114,6 +117,11 @@ def _add_predict(commands: argparse._SubParsersAction) -> None:
     predict.add_argument(
         "--frames", type=int, default=4, help="frames taken of a video (default: 4, as a build does)"
     )
+    predict.add_argument(
+        "--explain",
+        action="store_true",
+        help="also let the model reason aloud (EmoPrompt), and print what it answers behind its reasoning",
+    )
     predict.set_defaults(run=_predict)
 
 
@@ -181,9 +189,20 @@ def _predict(arguments: argparse.Namespace) -> int:
     for path in arguments.paths:
         prediction = predictor.predict(path, arguments.task, options, arguments.text, arguments.frames)
         print(f"{path}: {prediction.answer}")
-        for option, probability in sorted(prediction.probabilities.items(), key=lambda pair: -pair[1]):
-            print(f"  {probability:6.1%}  {option}")
+        _print_shares(prediction.probabilities)
+        if arguments.explain:
+            told = predictor.explain(path, arguments.task, options, arguments.text, arguments.frames)
+            print(f"  reasoning: {told.reasoning or '(none)'}{'' if told.whole else ' ...'}")
+            print(f"  behind the reasoning: {told.prediction.answer}")
+            _print_shares(told.prediction.probabilities)
+    if arguments.explain and predictor.processor.prompt == "direct":
+        print("this model was trained with prompt: direct, so nothing has taught it to reason aloud")
     return DONE
+
+
+def _print_shares(probabilities: dict[str, float]) -> None:
+    for option, probability in sorted(probabilities.items(), key=lambda pair: -pair[1]):
+        print(f"  {probability:6.1%}  {option}")
 
 
 if __name__ == "__main__":

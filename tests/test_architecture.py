@@ -28,6 +28,7 @@ ENTRY_POINTS = (
     "emollm report",
     "emollm export",
     "emollm predict",
+    "emollm rationales",
     "emollm serve",
     "infra.services",
     "infra.quickstart",
