@@ -24,7 +24,8 @@ OPERATOR_RULES = INFRA / "kubernetes" / "components" / "monitoring" / "rules.yam
 _SECRET_NAME = re.compile(
     r"TOKEN|SECRET|PASSW|ACCESS_KEY|AUTH_STRING|CREDENTIAL|CONNECTION_URL", re.IGNORECASE
 )
-_NOT_SECRET_NAME = re.compile(r"(_PATH|_FILE|_MODE|__FILE)$")
+_NOT_SECRET_NAME = re.compile(r"(_PATH|_FILE|_MODE)$")
+_SHORTEST_SECRET = 8  # "true" is none
 
 
 def kubernetes(folder: Path) -> tuple[int, list[str]]:
@@ -64,7 +65,8 @@ def compose(path: Path) -> list[str]:
         [content] = documents(path)
     except KustomizationError as error:
         return [str(error)]
-    validator = jsonschema.Draft7Validator(json.loads(schema.read_text()))
+    specification = json.loads(schema.read_text())
+    validator = jsonschema.validators.validator_for(specification)(specification)
     found = [
         f"{'.'.join(str(part) for part in error.absolute_path)}: {error.message[:300]}"
         for error in validator.iter_errors(content)
@@ -211,7 +213,7 @@ def _references(value: Any, known: dict[tuple[str, str], set[str]]) -> Iterator[
 
 def _holds_secret(name: str, value: Any) -> bool:
     named = _SECRET_NAME.search(name) and name.isupper() and not _NOT_SECRET_NAME.search(name)
-    return bool(named) and isinstance(value, str) and bool(value)
+    return bool(named) and isinstance(value, str) and len(value) >= _SHORTEST_SECRET
 
 
 def _pod_specs(value: Any) -> Iterator[dict[str, Any]]:
