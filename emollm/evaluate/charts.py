@@ -1,4 +1,4 @@
-"""Inline SVG of the report: a score with its interval on a common scale. Widths are in percent, so they fit any screen."""
+"""Inline SVG of the report: a score with its interval on a common scale, and how often answers of each probability are right."""
 
 from __future__ import annotations
 
@@ -50,3 +50,30 @@ def range_svg(entry: dict[str, Any], kind: str, label: str) -> Markup:
 def shade(count: int, row_total: int) -> str:
     """Opacity of a confusion cell: the share of its row, so that rare labels show as well as frequent ones."""
     return f"{count / row_total:.2f}" if row_total else "0"
+
+
+def calibration_svg(bins: list[dict[str, Any]], label: str) -> Markup:
+    """The reliability diagram: for each bin a bar up to the accuracy of its answers, and a dot at their mean probability.
+
+    The dot's area is the bin's share of the answers; on the diagonal, answers are as often right as they were held probable.
+    """
+    total = sum(part["n"] for part in bins)
+    marks = []
+    for part in bins:
+        if not part["n"]:
+            continue
+        left, width, top = 100 * part["low"], 100 * (part["high"] - part["low"]), 100 * part["accuracy"]
+        radius = 1.2 + 5 * (part["n"] / total) ** 0.5
+        said = f"{part['n']} answers held {percent(part['confidence'])} probable: {percent(part['accuracy'])} right"
+        marks.append(
+            f'<rect x="{left:.2f}" y="{100 - top:.2f}" width="{width:.2f}" height="{top:.2f}"/>'
+            f'<circle cx="{100 * part["confidence"]:.2f}" cy="{100 - top:.2f}" r="{radius:.2f}"><title>{escape(said)}</title></circle>'
+        )
+    grid = "".join(
+        f'<line class="grid" x1="{x}" x2="{x}" y1="0" y2="100"/><line class="grid" x1="0" x2="100" y1="{x}" y2="{x}"/>'
+        for x in GRID
+    )
+    return Markup(
+        f'<svg class="calibration" viewBox="-4 -4 108 108" role="img" aria-label="{escape(label)}">{grid}'
+        f'<line class="even" x1="0" y1="100" x2="100" y2="0"/>{"".join(marks)}</svg>'
+    )

@@ -29,6 +29,18 @@ WHEEL = ("joy", "trust", "fear", "surprise", "sadness", "disgust", "anger", "ant
 _REFUSALS = re.compile(
     r"\b(i (?:can ?not|can't|cant|am unable|am not able|won't|will not)|i'm (?:sorry|unable|not able)|sorry|as an ai)\b"
 )
+# Words that say nothing about a feeling: they are no gap of the table.
+_FUNCTION_WORDS = frozenset(
+    (
+        "a", "an", "the", "this", "that", "these", "those", "it", "its", "i", "he", "she", "they", "his", "her",
+        "their", "there", "who", "is", "are", "was", "be", "am", "seems", "seem", "looks", "look", "looking",
+        "appears", "appear", "appearing", "of", "in", "on", "at", "to", "with", "from", "for", "by", "and", "or",
+        "but", "very", "quite", "rather", "so", "as", "like", "some", "about", "feel", "feels", "feeling", "feelings",
+        "emotion", "emotions", "emotional", "mood", "expression", "expressing", "expresses", "person", "people",
+        "man", "woman", "face", "image", "picture", "photo", "shows", "showing", "shown", "conveys", "conveying",
+        "sure",
+    )
+)  # fmt: skip
 _NEGATIONS = frozenset(
     {"not", "no", "never", "without", "isn't", "isnt", "don't", "dont", "doesn't", "doesnt", "hardly"}
 )
@@ -197,7 +209,8 @@ def _scan(plain: str, table: Table) -> tuple[list[_Found], list[str]]:
         else:
             length, entry = 1, lookup(words[position], table)
         if entry is None:
-            unknown.append(words[position])
+            if words[position] not in _FUNCTION_WORDS | _NEGATIONS:
+                unknown.append(words[position])
         else:
             found.append(_Found(entry, bool(_NEGATIONS & set(words[max(0, position - 2) : position]))))
         position += length

@@ -1,25 +1,30 @@
-"""report.html: one page that needs nothing else, made from results.json, samples.parquet and (for pictures) the data."""
+"""report.html: one page that needs nothing else, made from results.json, samples.parquet and (for pictures) the data.
+
+Of one run, or of several runs on the same samples side by side.
+"""
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dataset_build import storage
 from dataset_build.labels import SUB_TASK_NAMES
 from dataset_build.provenance import sha256_of_bytes
-from emollm.evaluate import charts
-from emollm.evaluate.protocol import EvaluationError, Row, read_rows
+from emollm.evaluate import charts, compare, embedded
+from emollm.evaluate.protocol import EvaluationError
 from emollm.evaluate.records import BASELINES, DEMONSTRATION
-from emollm.evaluate.score import option_probabilities
+from emollm.evaluate.run_folder import Run, find, read_results, read_run, read_samples
 from emollm.evaluate.thumbnails import make_thumbnails
 
 TEMPLATE = "report.html.j2"
 PICTURE_BUDGET_BYTES = 4_000_000
-MAX_SHOWN_PER_SUB_TASK = 240
+# Up to so many samples all pictures are on the page, within the budget; above it those of remarkable samples alone.
+ALL_PICTURES_UP_TO = 1500
+MAX_RUNS = 6
+FEW_CLUSTERS = 10
 
 BASELINE_NAMES = {
     "majority": "the most frequent answer",
@@ -40,38 +45,40 @@ SHORT_NAMES = {
 }
 
 
-def write_report(out: str, results: dict[str, Any] | None = None, data: str | None = None) -> str:
-    """Write OUT/report.html and return its path.
+def write_report(
+    out: str, results: dict[str, Any] | None = None, data: str | None = None, path: str | None = None
+) -> str:
+    """Write the page of the evaluation in OUT (or OUT/evaluation) to `path` (report.html beside its results), and return that.
 
     `results` is read from OUT/results.json where it is not given; `data` overrides the EmoBench folder named in it. Where
     that folder is gone, the page is made without pictures and says so.
     """
-    results_path = storage.join(out, "results.json")
     if results is None:
-        if not storage.exists(results_path):
-            raise EvaluationError(
-                f"{results_path} is not there; run `emollm evaluate` first, or name another folder"
-            )
-        results = storage.read_json(results_path)
-    samples = read_samples_table(storage.join(out, "samples.parquet"))
-    path = storage.join(out, "report.html")
-    storage.write_bytes(path, render(results, samples, data or results["data"]).encode())
+        out = find(out)
+        results = read_results(out)
+    path = path or storage.join(out, "report.html")
+    storage.write_bytes(path, render([Run(out, results, read_samples(out, results))], data).encode())
     return path
 
 
-def read_samples_table(path: str) -> list[dict[str, Any]]:
-    import pyarrow.parquet as pq
+def write_side_by_side(folders: Sequence[str], path: str, data: str | None = None) -> str:
+    """Write one page of several evaluations of the same samples to `path`, and return it.
 
-    if not storage.exists(path):
-        raise EvaluationError(f"{path} is not there; run `emollm evaluate` again")
-    with storage.open_read(path) as stream:
-        return pq.read_table(stream).to_pylist()
+    Raises EvaluationError where they are too many or not of the same data, split and samples.
+    """
+    if len(folders) > MAX_RUNS:
+        raise EvaluationError(f"{len(folders)} runs; a page holds {MAX_RUNS} side by side, leave some out")
+    runs = [read_run(folder) for folder in folders]
+    storage.write_bytes(path, render(runs, data).encode())
+    return path
 
 
-def render(results: dict[str, Any], samples: Sequence[dict[str, Any]], data: str) -> str:
-    """The page as text."""
+def render(runs: Sequence[Run], data: str | None = None) -> str:
+    """The page as text. Raises EvaluationError where the runs cannot be compared."""
     import jinja2
 
+    for other in runs[1:]:
+        compare.check_comparable(runs[0], other, list(SUB_TASK_NAMES))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).resolve().parent),
         autoescape=jinja2.select_autoescape(["html", "j2"]),
@@ -84,30 +91,105 @@ def render(results: dict[str, Any], samples: Sequence[dict[str, Any]], data: str
         "points": charts.points,
         "interval": charts.interval,
         "number": charts.number,
+        "p_value": compare.p_value,
     }
-    environment.globals |= {"range_svg": charts.range_svg, "shade": charts.shade, "statements": statements}
-    gallery, notice = make_gallery(samples, data)
-    tasks = results["sub_tasks"]
+    environment.globals |= {
+        "range_svg": charts.range_svg,
+        "calibration_svg": charts.calibration_svg,
+        "shade": charts.shade,
+        "statements": statements,
+        "invalid": invalid,
+        "groups_of": _tasks,
+    }
+    names = compare.run_names(runs)
+    rows_of = [embedded.rows_by_uid(run) for run in runs]
+    remarkable = [embedded.highlights(rows) for rows in rows_of]
+    pictures, media, notice = _pictures(rows_of[0], remarkable, data or runs[0].results["data"])
+    page = {
+        **embedded.embed(rows_of, names, pictures),
+        "media": media,
+        "highlights": [{task: found._asdict() for task, found in one.items()} for one in remarkable],
+        "tasks": SHORT_TASKS,
+        "baselines": SHORT_NAMES,
+        "demonstration": DEMONSTRATION,
+    }
     return environment.get_template(TEMPLATE).render(
-        results=results,
-        title=f"EmoLLM on EmoBench: {results['name']}",
+        runs=[
+            {
+                "results": run.results,
+                "name": name,
+                "letter": compare.letter_of(place),
+                "summary": summary(run.results),
+                "baselines": _baselines(run.results),
+            }
+            for place, (run, name) in enumerate(zip(runs, names, strict=True))
+        ],
+        comparisons=[compare.compare_runs(runs[0], other) for other in runs[1:]],
+        title=f"EmoBench: {' and '.join(names)}",
+        split=runs[0].results["split"],
         names=SUB_TASK_NAMES,
         short_tasks=SHORT_TASKS,
-        baseline_names=BASELINE_NAMES,
         short_names=SHORT_NAMES,
         demonstration=DEMONSTRATION,
-        real={name: entry for name, entry in tasks.items() if entry["n"] and not entry["demonstration"]},
-        shown_only={name: entry for name, entry in tasks.items() if entry["n"] and entry["demonstration"]},
-        absent={name: entry for name, entry in tasks.items() if not entry["n"]},
-        summary=summary(results),
-        gallery_json=json_for_script(gallery),
-        gallery_notice=notice,
-        n_shown=len(gallery["items"]),
-        n_samples=len(samples),
-        baselines=[
-            name for name in BASELINES if any(name in entry.get("baselines", {}) for entry in tasks.values())
-        ],
+        few_clusters=FEW_CLUSTERS,
+        n_samples=len(rows_of[0]),
+        picture_notice=notice,
+        choices=_choices(rows_of),
+        data_json=json_for_script(page),
     )
+
+
+def _tasks(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The scored sub-tasks: those that count, demonstrations, and those without a sample."""
+    tasks = results["sub_tasks"]
+    return {
+        "real": {name: entry for name, entry in tasks.items() if entry["n"] and not entry["demonstration"]},
+        "shown_only": {name: entry for name, entry in tasks.items() if entry["n"] and entry["demonstration"]},
+        "absent": {name: entry for name, entry in tasks.items() if not entry["n"]},
+    }
+
+
+def _baselines(results: dict[str, Any]) -> list[str]:
+    entries = results["sub_tasks"].values()
+    return [name for name in BASELINES if any(name in entry.get("baselines", {}) for entry in entries)]
+
+
+def _choices(rows_of: Sequence[list[dict[str, Any]]]) -> dict[str, list[str]]:
+    """What the page can filter by: the values that occur, sub-tasks in their order."""
+    first = rows_of[0]
+    tasks = {row["sub_task"] for row in first}
+    return {
+        "task": [name for name in SUB_TASK_NAMES if name in tasks],
+        "source": sorted({row["source"] for row in first}),
+        "gold": sorted({" / ".join(row["gold_answers"]) for row in first}),
+        "status": sorted({row["status"] for rows in rows_of for row in rows}),
+    }
+
+
+def _pictures(
+    rows: Sequence[dict[str, Any]], remarkable: Sequence[Mapping[str, embedded.Highlight]], data: str
+) -> tuple[dict[int, int], list[list[Any]], str]:
+    """(number of the picture by place of the sample, [URI, frames] of each picture, a sentence on what is shown)."""
+    order = [
+        place for one in remarkable for found in one.values() for place in (*found.confident, *found.hardest)
+    ]
+    if len(rows) <= ALL_PICTURES_UP_TO:
+        by_hash = {place: sha256_of_bytes(row["uid"].encode()) for place, row in enumerate(rows)}
+        order += sorted(by_hash, key=lambda place: by_hash[place])
+    wanted = list(dict.fromkeys(order))
+    made = make_thumbnails(data, (rows[place] for place in wanted), PICTURE_BUDGET_BYTES)
+    number = {uri: n for n, uri in enumerate(dict.fromkeys(thumbnail.uri for thumbnail in made.values()))}
+    frames = {thumbnail.uri: thumbnail.frames for thumbnail in made.values()}
+    pictures = {place: number[made[rows[place]["uid"]].uri] for place in wanted if rows[place]["uid"] in made}
+    if not made:
+        notice = "Without pictures: the EmoBench folder that was scored is not there any more."
+        if storage.exists(storage.join(data, "manifest.json")):
+            notice = "Without pictures: none of these samples has one that can be read."
+    elif len(pictures) < len(rows):
+        notice = f"Pictures of {len(pictures)} of {len(rows)} samples are on this page, to keep it small."
+    else:
+        notice = ""
+    return pictures, [[uri, frames[uri]] for uri in number], notice
 
 
 def json_for_script(value: Any) -> str:
@@ -119,6 +201,11 @@ def json_for_script(value: Any) -> str:
         .replace("&", "\\u0026")
         .replace("\u2028", "\\u2028")
     )
+
+
+def invalid(entry: dict[str, Any]) -> str:
+    """The invalid answers by kind, those that occur: `3 empty, 1 refused`; `none`."""
+    return ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in entry["invalid"].items() if n) or "none"
 
 
 def statements(entry: dict[str, Any]) -> list[dict[str, str]]:
@@ -165,66 +252,3 @@ def summary(results: dict[str, Any]) -> list[str]:
 
 def _listed(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else list(words))
-
-
-def make_gallery(samples: Sequence[dict[str, Any]], data: str) -> tuple[dict[str, Any], str]:
-    """(`{items, media}` for the page's script, a sentence on what is shown).
-
-    At most MAX_SHOWN_PER_SUB_TASK samples per sub-task, those with the smallest sha256 of their uid, so that the choice does
-    not depend on how the model did.
-    """
-    by_task: dict[str, list[dict[str, Any]]] = {}
-    for sample in sorted(samples, key=lambda sample: sha256_of_bytes(sample["uid"].encode())):
-        by_task.setdefault(sample["sub_task"], []).append(sample)
-    order = [name for name in SUB_TASK_NAMES if name in by_task]
-    shown = [sample for name in order for sample in by_task[name][:MAX_SHOWN_PER_SUB_TASK]]
-    rows = _rows_with_media(data, {sample["uid"] for sample in shown})
-    turns = [
-        s
-        for turn in itertools.zip_longest(*(by_task[n][:MAX_SHOWN_PER_SUB_TASK] for n in order))
-        for s in turn
-        if s
-    ]
-    thumbnails = make_thumbnails(
-        data, [rows[s["uid"]] for s in turns if s["uid"] in rows], PICTURE_BUDGET_BYTES
-    )
-    place = {sha256: number for number, sha256 in enumerate(thumbnails)}
-    items = [_item(sample, place) for sample in shown]
-    notice = f"{len(items)} of {len(samples)} samples, chosen by a hash of their name."
-    if not rows:
-        notice += " The pictures are not shown: the EmoBench folder that was scored is not there any more."
-    elif any(item["media"] is None for item in items):
-        notice += " Some pictures are left out to keep this page small."
-    return {"items": items, "media": [[t.uri, t.frames] for t in thumbnails.values()]}, notice
-
-
-def _rows_with_media(data: str, uids: set[str]) -> dict[str, Row]:
-    manifest_path = storage.join(data, "manifest.json")
-    if not storage.exists(manifest_path):
-        return {}
-    return {row.uid: row for row in read_rows(data, storage.read_json(manifest_path)) if row.uid in uids}
-
-
-def _item(sample: dict[str, Any], place: dict[str, int]) -> dict[str, Any]:
-    """What the page's script needs of one sample."""
-    options = sample["options"] or []
-    probabilities = option_probabilities(sample["scores"]) if options else []
-    others = [
-        (name, sample[f"{name}_answer"]) for name in SHORT_NAMES if sample.get(f"{name}_answer") is not None
-    ]
-    return {
-        "uid": sample["uid"],
-        "task": sample["sub_task"],
-        "source": sample["source"],
-        "right": sample["correct"],
-        "gold": " / ".join(sample["gold_answers"]),
-        "answer": sample["answer"],
-        "counts": sample["counts_as"],
-        "status": sample["status"],
-        "p": round(sample["probability"], 3),
-        "prompt": sample["prompt"],
-        "options": [[option, round(p, 3)] for option, p in zip(options, probabilities)],
-        "others": [[SHORT_NAMES[name], answer, bool(sample[f"{name}_correct"])] for name, answer in others],
-        "demo": sample["demonstration"],
-        "media": next((place[sha] for sha in sample["media_sha256"] if sha in place), None),
-    }

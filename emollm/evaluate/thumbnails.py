@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dataset_build import media, storage
-from emollm.evaluate.protocol import Row
+from dataset_build.schema import SPLITS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,46 +26,64 @@ class Thumbnail(NamedTuple):
     frames: int
 
 
-def make_thumbnails(data: str, rows: Iterable[Row], budget_bytes: int) -> dict[str, Thumbnail]:
-    """Thumbnails by sha256 of the medium, for rows in order of importance until `budget_bytes` of URIs are used.
+def make_thumbnails(
+    data: str, samples: Iterable[Mapping[str, Any]], budget_bytes: int
+) -> dict[str, Thumbnail]:
+    """Thumbnails by uid, for samples (uid, media_sha256, demonstration) in order of importance, until `budget_bytes` are used.
 
-    Rows whose file cannot be read any more get none: a report outlives its data.
+    Samples of one image share one. Those whose file cannot be read any more get none: a report outlives its data.
     """
-    wanted: dict[str, Row] = {}
-    for row in rows:
-        if row.media_sha256 and row.media_kinds[0] in ("image", "video"):
-            wanted.setdefault(row.media_sha256[0], row)
+    wanted: dict[str, list[Mapping[str, Any]]] = {}
+    for sample in samples:
+        if sample["media_sha256"]:
+            wanted.setdefault(sample["media_sha256"][0], []).append(sample)
+    # A clip's digest is that of the file it was cut from, so clips are made one by one; images once.
+    found = _read_media(data, [sample["uid"] for some in wanted.values() for sample in some])
     made: dict[str, Thumbnail] = {}
     used = 0
-    media = _read_media(data, list(wanted.values()))
-    for sha256, row in wanted.items():
-        if row.uid not in media:
-            continue
-        thumbnail = _thumbnail(media[row.uid], TEXT_CARD_SIDE_PX if row.demonstration else SIDE_PX)
-        if used + len(thumbnail.uri) > budget_bytes:
-            break
-        used += len(thumbnail.uri)
-        made[sha256] = thumbnail
+    for some in wanted.values():
+        of_image: Thumbnail | None = None
+        for sample in some:
+            medium = found.get(sample["uid"])
+            if medium is None or medium["kind"] not in ("image", "video"):
+                continue
+            if medium["kind"] == "image" and of_image is not None:
+                made[sample["uid"]] = of_image
+                continue
+            thumbnail = _thumbnail(medium, TEXT_CARD_SIDE_PX if sample["demonstration"] else SIDE_PX)
+            if used + len(thumbnail.uri) > budget_bytes:
+                return made
+            used += len(thumbnail.uri)
+            made[sample["uid"]] = thumbnail
+            of_image = thumbnail
     return made
 
 
-def _read_media(data: str, rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
-    """The first medium (with its bytes) of each row, by uid."""
+def _read_media(data: str, uids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The first medium (with its bytes) of each uid that is there. Only row groups that hold one of them are read."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    by_path: dict[str, list[Row]] = {}
-    for row in rows:
-        by_path.setdefault(row.path, []).append(row)
+    manifest_path = storage.join(data, "manifest.json")
+    if not uids or not storage.exists(manifest_path):
+        return {}
+    wanted = pa.array(uids, pa.string())
     found: dict[str, dict[str, Any]] = {}
-    for path, some in by_path.items():
+    for path in sorted(storage.read_json(manifest_path)["files"]):
         full = storage.join(data, path)
-        if not storage.exists(full):
+        if path.split("/")[0] not in SPLITS or not path.endswith(".parquet") or not storage.exists(full):
             continue
         with storage.open_read(full) as stream:
-            table = pq.read_table(stream, columns=["uid", "media"])
-        for row in some:
-            if row.index < table.num_rows and table["uid"][row.index].as_py() == row.uid:
-                found[row.uid] = table["media"][row.index].as_py()[0]
+            file = pq.ParquetFile(stream)
+            for group in range(file.num_row_groups):
+                inside = pc.is_in(file.read_row_group(group, columns=["uid"])["uid"], wanted)
+                if not pc.any(inside).as_py():
+                    continue
+                rows = file.read_row_group(group, columns=["uid", "media"]).filter(inside).to_pylist()
+                found.update((row["uid"], row["media"][0]) for row in rows if row["media"])
+        if len(found) == len(wanted):
+            break
     return found
 
 
