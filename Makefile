@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart up down status samples test test-slow lint format browser prometheus manifests clean
+.PHONY: help setup quickstart up down deploy deploy-kubernetes status samples test test-slow lint format browser prometheus manifests clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,12 @@ up: setup ## start the local Prefect server, its worker and a Ray head, and regi
 
 down: setup ## stop what `make up` started
 	@$(PYTHON) -m infra.services down
+
+deploy: setup ## register pool, deployments and automations with the Prefect server of PREFECT_API_URL (or `make up`)
+	@$(PYTHON) -m infra.deploy
+
+deploy-kubernetes: setup ## the same for the Kubernetes work pool of prefect-kubernetes.yaml
+	@$(PYTHON) -m infra.deploy --kubernetes
 
 status: setup ## say which local services run, and where
 	@$(PYTHON) -m infra.services status

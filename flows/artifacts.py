@@ -6,6 +6,7 @@ Keys are stable (`counts-quickstart`), so that the page of a key shows how it we
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable
@@ -78,6 +79,20 @@ def record_training(recipe: str, training: dict[str, Any], links: list[Row]) -> 
     record_links(recipe, "train", links)
 
 
+def record_curves(recipe: str, curves: dict[str, list[Row]]) -> None:
+    """Training curves: `curves` holds per fold the lines of its metrics file (step, loss and more)."""
+    rows = curve_rows(curves)
+    if rows:
+        shapes = "; ".join(
+            f"{fold} {sparkline([line['loss'] for line in lines])}" for fold, lines in curves.items()
+        )
+        _table(
+            key_of("training-curves", recipe),
+            rows,
+            f"Loss per supervised token, first to last step: {shapes}",
+        )
+
+
 def record_scores(recipe: str, results: dict[str, Any], links: list[Row]) -> None:
     """Scores with 95 % intervals against the baselines."""
     note = "Accuracy with 95 % bootstrap interval; demonstration sub-tasks are separable by style and stay out of the overall mean"
@@ -115,6 +130,39 @@ def counts_ledger(manifest: dict[str, Any]) -> list[Row]:
             rows.append({"source": source, "split": split, **{name: counts[name] for name in columns}})
     total = {name: sum(row[name] for row in rows) for name in columns}
     return [*rows, {"source": "total", "split": "", **total}]
+
+
+_CURVE_POINTS = 40
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def curve_rows(curves: dict[str, list[Row]]) -> list[Row]:
+    """One row per shown step, evenly spaced, the first and the last among them; one column per fold."""
+    steps = sorted({line["step"] for lines in curves.values() for line in lines})
+    shown = _spread(steps, _CURVE_POINTS)
+    losses = {fold: {line["step"]: line["loss"] for line in lines} for fold, lines in curves.items()}
+    return [
+        {
+            "step": step,
+            **{fold: _plain(found[step]) if step in found else "" for fold, found in losses.items()},
+        }
+        for step in shown
+    ]
+
+
+def sparkline(values: list[float]) -> str:
+    """The shape of a curve in one line of text."""
+    finite = [value for value in _spread(values, _CURVE_POINTS) if math.isfinite(value)]
+    if not finite:
+        return ""
+    low, high = min(finite), max(finite)
+    return "".join(_BARS[round((value - low) / ((high - low) or 1) * (len(_BARS) - 1))] for value in finite)
+
+
+def _spread(values: list[Any], most: int) -> list[Any]:
+    if len(values) <= most:
+        return values
+    return [values[round(place * (len(values) - 1) / (most - 1))] for place in range(most)]
 
 
 def leakage_rows(leakage: Any) -> list[Row]:

@@ -9,6 +9,7 @@ from prefect import flow
 from dataset_build import storage
 from dataset_build.recipe import BuildRecipe, inputs_digest, load_recipe
 from flows import artifacts
+from flows.notify import flow_ended_badly
 from flows.steps import Force, Minutes, Outcome, Overrides, RecipeName, Step, run_step, stop_orphans
 
 NAME = "build-emobench"
@@ -29,7 +30,13 @@ def plan(recipe: str, overrides: list[str]) -> tuple[BuildRecipe, Step]:
     )
 
 
-@flow(name=NAME, flow_run_name="{recipe}", on_cancellation=[stop_orphans])
+@flow(
+    name=NAME,
+    flow_run_name="{recipe}",
+    on_cancellation=[stop_orphans],
+    on_failure=[flow_ended_badly],
+    on_crashed=[flow_ended_badly],
+)
 def build_emobench(
     recipe: RecipeName = "quickstart",
     overrides: Overrides = [],  # noqa: B006

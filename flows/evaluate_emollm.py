@@ -11,6 +11,7 @@ from dataset_build import storage
 from dataset_build.provenance import sha256_of_file
 from emollm.config import TrainRecipe, evaluate_inputs_digest, load_recipe
 from flows import artifacts
+from flows.notify import flow_ended_badly
 from flows.steps import Force, Minutes, Overrides, RecipeName, Step, run_step, stop_orphans
 from flows.train_emollm import MissingInput, data_digest
 
@@ -81,7 +82,13 @@ def model_digest(model: str) -> str:
     return str(storage.read_json(path)["model_digest"])
 
 
-@flow(name=NAME, flow_run_name="{recipe}", on_cancellation=[stop_orphans])
+@flow(
+    name=NAME,
+    flow_run_name="{recipe}",
+    on_cancellation=[stop_orphans],
+    on_failure=[flow_ended_badly],
+    on_crashed=[flow_ended_badly],
+)
 def evaluate_emollm(
     recipe: RecipeName = "quickstart",
     overrides: Overrides = [],  # noqa: B006

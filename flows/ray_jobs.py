@@ -33,6 +33,14 @@ PROJECT_ROOT = Path(__file__).resolve().parent.parent
 # How long the cluster may be out of reach (a restarting head) before the flow gives up waiting for it.
 PATIENCE_S = 300.0
 STOP_PATIENCE_S = 25.0
+# An answer of the Jobs API that takes longer is not coming: a node went away without closing its connections.
+_ANSWER_S = 30.0
+# What Ray says of a job whose node or supervising process went away.
+_LOST = (
+    "JOB_SUPERVISOR_ACTOR_DIED",
+    "JOB_SUPERVISOR_ACTOR_UNKNOWN_FAILURE",
+    "JOB_SUPERVISOR_ACTOR_START_TIMEOUT",
+)
 _SLOWEST_POLL_S = 2.0
 _SLOWEST_RETRY_S = 15.0
 
@@ -47,6 +55,13 @@ class JobFailed(RuntimeError):
     def __init__(self, job_id: str, message: str, exit_code: int | None = None) -> None:
         super().__init__(message)
         self.job_id, self.exit_code = job_id, exit_code
+
+
+class JobLost(JobFailed):
+    """The job did not end by itself: its process was killed, or the node that it ran on went away.
+
+    What it finished is kept, so it is worth another attempt, unlike a job that said what it cannot do.
+    """
 
 
 @dataclass(frozen=True)
@@ -106,8 +121,14 @@ def connect() -> JobSubmissionClient:
         raise NoCluster("no Ray cluster is named: run `make up`, or set RAY_ADDRESS to a cluster's address")
     from ray.job_submission import JobSubmissionClient
 
+    class Client(JobSubmissionClient):
+        """Ray's own waits for an answer for ever."""
+
+        def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+            return super()._do_request(method, endpoint, **{"timeout": _ANSWER_S, **options})
+
     try:
-        return JobSubmissionClient()
+        return Client()
     except Exception as error:  # ray raises whatever its HTTP client or its GCS client raised
         where = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ["RAY_ADDRESS"]
         reason = redactor()(str(error)).strip()
@@ -129,7 +150,7 @@ def submit_or_attach(
     With `force` a job that succeeded is not returned. Raises ValueError where the command or metadata hold a secret.
     """
     placement = Placement.from_environment()
-    metadata = {"out": work.out, "flow_run": work.owner, **work.metadata}
+    metadata = {"work": work.name, "out": work.out, "flow_run": work.owner, **work.metadata}
     refuse_secrets([*work.arguments, *metadata.values()], "the job's command or metadata:")
     for _ in range(5):
         attempts = _attempts(client, work.name)
@@ -213,7 +234,8 @@ def follow(
         tail.finish()
         tail.drain(lambda line: say(redact(line)))
     if job.status.value != "SUCCEEDED":
-        raise JobFailed(job_id, _explain(client, job, redact), job.driver_exit_code)
+        kind = JobLost if _was_lost(job) else JobFailed
+        raise kind(job_id, _explain(client, job, redact), job.driver_exit_code)
     return job
 
 
@@ -226,20 +248,6 @@ def stop(client: JobSubmissionClient, job_id: str, patience_s: float = STOP_PATI
             return True
         time.sleep(0.3)
     return False
-
-
-def stop_jobs_of(client: JobSubmissionClient, owner: str) -> list[str]:
-    """Stop every unfinished job that the flow run `owner` submitted; returns their ids."""
-    stopped = []
-    for job in client.list_jobs():
-        if (
-            job.submission_id
-            and not job.status.is_terminal()
-            and (job.metadata or {}).get("flow_run") == owner
-        ):
-            stop(client, job.submission_id)
-            stopped.append(job.submission_id)
-    return stopped
 
 
 def _stop_if_ours(
@@ -269,7 +277,7 @@ def _details(client: JobSubmissionClient, job_id: str) -> JobDetails:
             problem: Exception = error
         except RuntimeError as error:
             if "status code 404" in str(error):
-                raise JobFailed(
+                raise JobLost(
                     job_id,
                     f"the cluster no longer knows job {job_id}: its head was probably started anew. "
                     "Start the flow again; finished parts are kept",
@@ -284,6 +292,14 @@ def _details(client: JobSubmissionClient, job_id: str) -> JobDetails:
         pause = min(pause * 2, _SLOWEST_RETRY_S)
 
 
+def _was_lost(job: JobDetails) -> bool:
+    """Whether a signal or the loss of a node ended the job, rather than the job itself or somebody who stopped it."""
+    if job.status.value != "FAILED":
+        return False
+    killed = job.driver_exit_code is not None and job.driver_exit_code < 0
+    return killed or job.error_type in _LOST
+
+
 def _explain(client: JobSubmissionClient, job: JobDetails, redact: Callable[[str], str]) -> str:
     """Why the job did not succeed, for the person who will fix it."""
     if job.status.value == "STOPPED":
@@ -296,4 +312,6 @@ def _explain(client: JobSubmissionClient, job: JobDetails, redact: Callable[[str
     codes = {1: " (a problem with the data)", 2: " (a problem with the recipe or the command)"}
     code = job.driver_exit_code
     ending = f"failed with exit code {code}{codes.get(code, '')}" if code is not None else "failed"
+    if code is not None and code < 0:
+        ending = f"was killed by signal {-code} (out of memory?); finished parts are kept"
     return redact(f"job {job.submission_id} {ending}:\n" + "\n".join(f"  {line}" for line in lines))

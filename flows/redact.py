@@ -1,7 +1,7 @@
 """Keeps secrets out of logs, errors, artifacts and job metadata.
 
-A secret is the value of an environment variable whose name says so, the content of Ray's token file, and the user
-part of a URL. They reach jobs through the cluster's own environment only.
+A secret is the value of an environment variable whose name says so (the address of a webhook is one, since it carries a
+token), the content of Ray's token file, and the user part of a URL. They reach jobs through the cluster's own environment only.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 HIDDEN = "***"
-_SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|API_KEY|ACCESS_KEY|AUTH_STRING|CREDENTIAL", re.IGNORECASE)
-_NOT_SECRET_NAME = re.compile(r"(_PATH|_FILE|_URL|_MODE|_DIR)$", re.IGNORECASE)
+_SECRET_NAME = re.compile(
+    r"TOKEN|SECRET|PASSW|API_KEY|ACCESS_KEY|AUTH_STRING|CREDENTIAL|WEBHOOK", re.IGNORECASE
+)
+_NOT_SECRET_NAME = re.compile(r"(_PATH|_FILE|(?<!WEBHOOK)_URL|_MODE|_DIR)$", re.IGNORECASE)
 _URL_USER = re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
 _SHORTEST = 8  # shorter values ("1", "true") would blank out ordinary words
 

@@ -1,147 +1,63 @@
-"""Which model is the champion: decided by a paired bootstrap on the same test rows, and written down either way.
+"""The registry of models, in a folder or below `s3://`: which model is the champion, why, and which were before it.
 
-Data may grow between two trainings, so the same rows are asked for, not the same data digest: with equal digests all
-rows are the same, with different ones a row counts as the same where uid, prompt, options, right answers and media are.
-Every sub-task of either overall mean must have at least half of its rows in common (of the larger of the two
-evaluations), otherwise the champion stays. What was compared and left out is in the reason, both data digests in the
-history.
-
-REGISTRY/champion.json                        what is in use: model, scores, data, when and why (replaced atomically)
-REGISTRY/history.jsonl                        one line per decision, promoted or not
+REGISTRY/champion.json                        what is in use: model, scores, data, when and why
+REGISTRY/history.jsonl                        one line per decision: promoted, kept, unchanged or rolled_back
 REGISTRY/models/<digest16>/{model,evaluation} copies of promoted models, so that the next training cannot change them
+REGISTRY/retraining.json                      who is retraining now (see flows/lease.py)
+
+A promotion copies the model first and moves champion.json last, and only where that is still the champion which the new
+model was compared with: of two promotions at the same moment one wins and the other gets `Conflict`.
+
+    python -m flows.registry show runs/quickstart/registry
+    python -m flows.registry list s3://bucket/registry
+    python -m flows.registry rollback runs/quickstart/registry [--to DIGEST]
 """
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import os
 import shutil
-from collections import Counter
+import sys
+import uuid
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from dataset_build import storage
+from flows import shared_file
+from flows.shared_file import Conflict
 
 KEEP = 3  # promoted models kept, the champion among them
-LEAST_COMMON_SHARE = 0.5
 _EVALUATION_FILES = ("results.json", "samples.parquet", "report.html")
-_QUESTION = ("uid", "prompt", "options", "gold_answers", "media_sha256")
+_SHORT = 16  # characters of a digest in names and on screens
 
 
-class Shared(NamedTuple):
-    """Rows of one sub-task: put to both models, to the challenger, to the champion."""
-
-    both: int
-    challenger: int
-    champion: int
-
-    @property
-    def enough(self) -> bool:
-        return self.both > 0 and self.both >= LEAST_COMMON_SHARE * max(self.challenger, self.champion)
+class NoSuchModel(ValueError):
+    """The registry holds no model that could be made the champion."""
 
 
-class Comparison(NamedTuple):
-    """Challenger minus champion: the mean over sub-tasks of accuracy differences on the `n` rows both were asked.
+class Champion(NamedTuple):
+    """champion.json and its version; both None before the first promotion."""
 
-    `sub_tasks` holds the difference of each compared sub-task, `rows` how many rows each sub-task of either evaluation
-    has. `left_out` counts the challenger's rows that the champion was not asked in the same words, with the same picture.
-    """
-
-    diff: float
-    ci95: tuple[float, float]
-    n: int
-    left_out: int
-    sub_tasks: dict[str, float]
-    rows: dict[str, Shared]
+    entry: dict[str, Any] | None
+    version: str | None
 
     @property
-    def too_little(self) -> list[str]:
-        """The sub-tasks of which too few rows were put to both models."""
-        return [task for task, shared in self.rows.items() if not shared.enough]
-
-    def describe_rows(self) -> str:
-        """For example `on 30 rows (emo_c 30 of 40; 10 rows were put to one model only)`."""
-        tasks = [
-            f"{task} {shared.both} of {max(shared.challenger, shared.champion)}"
-            for task, shared in self.rows.items()
-        ]
-        alone = sum(shared.challenger + shared.champion - 2 * shared.both for shared in self.rows.values())
-        notes = [", ".join(tasks)] if tasks else []
-        if alone:
-            notes.append(f"{alone} row{'s were' if alone > 1 else ' was'} put to one model only and left out")
-        return f"on {self.n} rows" + (f" ({'; '.join(notes)})" if notes else "")
+    def model_digest(self) -> str | None:
+        return str(self.entry["model_digest"]) if self.entry else None
 
 
-def read_champion(registry: str) -> dict[str, Any] | None:
-    path = storage.join(registry, "champion.json")
-    return storage.read_json(path) if storage.exists(path) else None
+def read_champion(registry: str) -> Champion:
+    return Champion(*shared_file.read_json(storage.join(registry, "champion.json")))
 
 
-def compare(challenger: str, champion: str, draws: int, seed: int) -> Comparison:
-    """Paired, clustered bootstrap over two evaluation folders, on the rows that put the same question to both.
-
-    Each model answered its rows when they were held out from it; a champion is never asked rows of newer data, which it
-    may have been trained on. Demonstration rows stay out, as they do of the overall mean.
-    """
-    from emollm.evaluate.metrics import TaskScores, mean_over_tasks
-
-    ours, theirs = _correctness(challenger), _correctness(champion)
-    common = sorted(ours.keys() & theirs.keys())
-    counts = [Counter(rows[question][0] for question in rows) for rows in (ours, theirs)]
-    both = Counter(ours[question][0] for question in common)
-    shared = {
-        task: Shared(both[task], counts[0][task], counts[1][task])
-        for task in sorted(counts[0].keys() | counts[1].keys())
-    }
-    if not common:
-        return Comparison(0.0, (0.0, 0.0), 0, len(ours), {}, shared)
-    gains: dict[str, tuple[list[float], list[str]]] = {}
-    for question in common:
-        task, group, correct = ours[question]
-        values, groups = gains.setdefault(task, ([], []))
-        values.append(float(correct) - float(theirs[question][2]))
-        groups.append(group)
-    tasks = {task: TaskScores(values, groups) for task, (values, groups) in gains.items()}
-    diff, interval = mean_over_tasks(tasks, draws, seed)
-    per_task = {task: sum(values) / len(values) for task, (values, _) in gains.items()}
-    left_out = len(ours) - len(common)
-    return Comparison(diff, (interval.low, interval.high), len(common), left_out, per_task, shared)
-
-
-def _correctness(evaluation: str) -> dict[str, tuple[str, str, bool]]:
-    """Question → (sub-task, cluster, correct) of the rows that count."""
-    import pyarrow.parquet as pq
-
-    columns = [*_QUESTION, "sub_task", "group", "correct", "demonstration"]
-    with storage.open_read(storage.join(evaluation, "samples.parquet")) as stream:
-        rows = pq.read_table(stream, columns=columns).to_pylist()
-    return {
-        json.dumps([row[name] for name in _QUESTION]): (row["sub_task"], row["group"], row["correct"])
-        for row in rows
-        if not row["demonstration"]
-    }
-
-
-def decide(
-    champion: dict[str, Any] | None, model_digest: str, comparison: Comparison | None
-) -> tuple[str, str]:
-    """("promoted", "kept" or "unchanged", the reason with its numbers)."""
-    if champion is None:
-        return "promoted", "there was no champion yet"
-    if champion["model_digest"] == model_digest:
-        return "unchanged", "this very model is the champion already"
-    assert comparison is not None, "a comparison is needed where the champion is another model"
-    low, high = comparison.ci95
-    numbers = f"difference {comparison.diff:+.4f} [{low:+.4f}, {high:+.4f}] {comparison.describe_rows()}"
-    if not comparison.n or comparison.too_little:
-        return "kept", (
-            f"the data changed too much to compare {', '.join(comparison.too_little) or 'anything'}: at least "
-            f"{LEAST_COMMON_SHARE:.0%} of a sub-task's rows must have been put to both models; {numbers}; "
-            "delete champion.json to start anew"
-        )
-    if low > 0:
-        return "promoted", f"better than the champion: {numbers}"
-    return "kept", f"not shown to be better than the champion: {numbers}"
+def read_history(registry: str) -> list[dict[str, Any]]:
+    path = storage.join(registry, "history.jsonl")
+    if not storage.exists(path):
+        return []
+    return [json.loads(line) for line in storage.read_bytes(path).decode().splitlines() if line.strip()]
 
 
 def write_decision(
@@ -152,32 +68,111 @@ def write_decision(
     *,
     model: str,
     evaluation: str,
+    champion: Champion,
 ) -> dict[str, Any]:
     """Append the decision to history.jsonl and, where it is a promotion, copy the model and make it the champion.
 
-    `entry` holds at least `model_digest` and `data_digest`, what the model was scored on. The champion's pointer moves only after its copy is whole.
+    `entry` holds at least `model_digest` and `data_digest`, what the model was scored on. `champion` is what the decision
+    was taken against; raises Conflict, with nothing written down, where another one has taken its place.
     """
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    record = {"decision": decision, "reason": reason, "at": now, **entry}
+    _complete_history(registry)
+    record = _record(decision, reason, entry)
     if decision == "promoted":
-        home = storage.join(registry, "models", entry["model_digest"][:16])
+        home = storage.join(registry, "models", entry["model_digest"][:_SHORT])
         _copy(model, storage.join(home, "model"), _model_files(model))
         _copy(evaluation, storage.join(home, "evaluation"), list(_EVALUATION_FILES))
-        champion = {**record, "model": f"models/{entry['model_digest'][:16]}/model"}
-        champion["evaluation"] = f"models/{entry['model_digest'][:16]}/evaluation"
-        storage.write_json(storage.join(registry, "champion.json"), champion)
-    history = storage.join(registry, "history.jsonl")
-    before = storage.read_bytes(history) if storage.exists(history) else b""
-    storage.write_bytes(history, before + (json.dumps(record, ensure_ascii=False) + "\n").encode())
+        _crown(registry, record, champion.version)
+    elif read_champion(registry).model_digest != champion.model_digest:
+        raise Conflict(f"{registry}: the champion was replaced meanwhile")
+    shared_file.append_line(storage.join(registry, "history.jsonl"), json.dumps(record, ensure_ascii=False))
     _forget_old_models(registry)
     return record
 
 
-def read_history(registry: str) -> list[dict[str, Any]]:
-    path = storage.join(registry, "history.jsonl")
-    if not storage.exists(path):
-        return []
-    return [json.loads(line) for line in storage.read_bytes(path).decode().splitlines() if line.strip()]
+def rollback(registry: str, to: str | None = None, reason: str = "rolled back by hand") -> dict[str, Any]:
+    """Make the champion before this one the champion again, or the model whose digest starts with `to`.
+
+    The model that is given up is never promoted again by itself (see `barred`). Raises NoSuchModel where there is none to
+    go back to or its copy is gone, Conflict where the champion was replaced meanwhile.
+    """
+    champion, history = read_champion(registry), _complete_history(registry)
+    if champion.entry is None:
+        raise NoSuchModel(f"{registry}: there is no champion, so there is nothing to roll back")
+    target = _previous(history) if to is None else _named(history, to)
+    if target is None:
+        known = ", ".join(dict.fromkeys(e["model_digest"][:_SHORT] for e in history if _crowned(e))) or "none"
+        raise NoSuchModel(
+            f"{registry}: no model to go back to{f' called {to}' if to else ''}; known are: {known}"
+        )
+    if target["model_digest"] == champion.model_digest:
+        raise NoSuchModel(f"{registry}: {target['model_digest'][:_SHORT]} is the champion already")
+    copy = storage.join(registry, "models", target["model_digest"][:_SHORT], "model", "training.json")
+    if not storage.exists(copy):
+        raise NoSuchModel(
+            f"{copy} is gone (the last {KEEP} promoted models are kept); name another one with --to"
+        )
+    kept = {name: target.get(name) for name in ("model_digest", "data_digest", "overall")}
+    record = _record("rolled_back", reason, {**kept, "rolled_back_from": champion.model_digest})
+    _crown(registry, record, champion.version)
+    shared_file.append_line(storage.join(registry, "history.jsonl"), json.dumps(record, ensure_ascii=False))
+    return record
+
+
+def barred(registry: str, model_digest: str) -> str | None:
+    """Why this model may not be promoted: somebody rolled it back, and did not choose it again since."""
+    reason = None
+    for entry in read_history(registry):
+        if entry.get("rolled_back_from") == model_digest:
+            reason = f"this model was rolled back on {entry['at']} ({entry['reason']})"
+        elif _crowned(entry) and entry["model_digest"] == model_digest:
+            reason = None
+    if reason is None:
+        return None
+    return f"{reason}; `python -m flows.registry rollback {registry} --to {model_digest[:_SHORT]}` takes it again"
+
+
+def _record(decision: str, reason: str, entry: dict[str, Any]) -> dict[str, Any]:
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"decision": decision, "reason": reason, "at": now, "id": uuid.uuid4().hex, **entry}
+
+
+def _crown(registry: str, record: dict[str, Any], expected: str | None) -> None:
+    home = f"models/{record['model_digest'][:_SHORT]}"
+    places = {"model": f"{home}/model", "evaluation": f"{home}/evaluation"}
+    shared_file.write_json(storage.join(registry, "champion.json"), {**record, **places}, expected)
+
+
+def _complete_history(registry: str) -> list[dict[str, Any]]:
+    """The history, with the line that a promotion was killed before it could write."""
+    history, champion = read_history(registry), read_champion(registry).entry
+    if champion and champion.get("id") and all(entry.get("id") != champion["id"] for entry in history):
+        record = {name: value for name, value in champion.items() if name not in ("model", "evaluation")}
+        shared_file.append_line(
+            storage.join(registry, "history.jsonl"), json.dumps(record, ensure_ascii=False)
+        )
+        history.append(record)
+    return history
+
+
+def _crowned(entry: dict[str, Any]) -> bool:
+    return entry["decision"] in ("promoted", "rolled_back")
+
+
+def _previous(history: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The decision that made the champion before this one: promotions pile up, a rollback takes from the pile."""
+    pile: list[dict[str, Any]] = []
+    for entry in filter(_crowned, history):
+        places = [n for n, below in enumerate(pile) if below["model_digest"] == entry["model_digest"]]
+        if entry["decision"] == "rolled_back" and places:
+            del pile[places[-1] + 1 :]
+        else:
+            pile.append(entry)
+    return pile[-2] if len(pile) > 1 else None
+
+
+def _named(history: list[dict[str, Any]], to: str) -> dict[str, Any] | None:
+    found = {e["model_digest"]: e for e in history if _crowned(e) and e["model_digest"].startswith(to)}
+    return next(iter(found.values())) if len(found) == 1 else None
 
 
 def _model_files(model: str) -> list[str]:
@@ -192,10 +187,10 @@ def _model_files(model: str) -> list[str]:
 
 
 def _copy(source: str, target: str, names: list[str]) -> None:
-    """Copy files of `source`; on a local disk the folder appears at once, whole."""
+    """Copy files of `source`, never whole in memory; on a local disk the folder appears at once, whole."""
     if storage.is_remote(source) or storage.is_remote(target):
         for name in names:
-            storage.write_bytes(storage.join(target, name), storage.read_bytes(storage.join(source, name)))
+            _copy_remote(storage.join(source, name), storage.join(target, name))
         return
     partial = f"{target}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -206,19 +201,104 @@ def _copy(source: str, target: str, names: list[str]) -> None:
     os.replace(partial, target)
 
 
+def _copy_remote(source: str, target: str) -> None:
+    from dataset_build import s3
+
+    if not storage.is_remote(source):
+        s3.upload(target, source)
+    elif storage.is_remote(target):  # the store copies it by itself
+        s3.filesystem().copy("/".join(s3.split(source)), "/".join(s3.split(target)))
+    else:
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        s3.download(target=target, path=source, expected=storage.size(source))
+
+
 def _forget_old_models(registry: str) -> None:
-    """Remove copies of models that were promoted longer ago than the last KEEP promotions."""
-    promoted = [
-        entry["model_digest"][:16] for entry in read_history(registry) if entry["decision"] == "promoted"
-    ]
+    """Remove copies of models that were promoted longer ago than the last KEEP promotions.
+
+    A folder that no decision names stays: somebody may be copying a model into it.
+    """
+    promoted = [entry["model_digest"][:_SHORT] for entry in read_history(registry) if _crowned(entry)]
     keep = set(list(dict.fromkeys(reversed(promoted)))[:KEEP])
-    champion = read_champion(registry)
-    if champion:
-        keep.add(champion["model_digest"][:16])
+    keep.add((read_champion(registry).model_digest or "")[:_SHORT])
     folder = storage.join(registry, "models")
-    for name in {path.split("/")[0] for path in storage.list_files(folder)} - keep:
+    there = {path.split("/")[0] for path in storage.list_files(folder)}
+    for name in there & set(promoted) - keep:
+        old = storage.join(folder, name)
         if storage.is_remote(folder):
-            filesystem, inner = storage.filesystem(storage.join(folder, name))
-            filesystem.rm(inner, recursive=True)
+            storage.remove_all([storage.join(old, path) for path in storage.list_files(old)])
         else:
-            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
+
+
+# --- command line --------------------------------------------------------------------------------------------------
+
+
+def _show(registry: str) -> int:
+    entry = read_champion(registry).entry
+    if entry is None:
+        print(f"{registry}: no model has been promoted yet", file=sys.stderr)
+        return 1
+    print(json.dumps(entry, indent=2, ensure_ascii=False))
+    return 0
+
+
+def _list(registry: str) -> int:
+    history, champion = read_history(registry), read_champion(registry).model_digest
+    if not history:
+        print(f"{registry}: nothing has been decided yet", file=sys.stderr)
+        return 1
+    for entry in history:
+        mark = "*" if entry["model_digest"] == champion and _crowned(entry) else " "
+        overall = entry.get("overall")
+        score = f"{overall:.4f}" if isinstance(overall, float) else "-"
+        print(
+            f"{mark} {entry['at']}  {entry['decision']:11s}  {entry['model_digest'][:_SHORT]}  {score:>6s}  {entry['reason']}"
+        )
+    return 0
+
+
+def _roll_back(registry: str, to: str | None) -> int:
+    record = rollback(registry, to)
+    before, now = record["rolled_back_from"][:_SHORT], record["model_digest"][:_SHORT]
+    print(f"{registry}: the champion is {now} again; {before} will not be promoted by itself")
+    from flows.notify import send
+
+    send("rolled_back", message=f"champion {now} instead of {before}", registry=registry)
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.registry",
+        description="Which model is in use, which were before it, and the way back.",
+        epilog="exit codes: 0 done, 1 the registry does not hold what was asked for, 2 the command is wrong",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    helps = {
+        "show": "the champion: model, scores, data, when and why, as JSON",
+        "list": "every decision, oldest first; * marks what made the champion what it is",
+        "rollback": "make the champion before this one the champion again",
+    }
+    for name, text in helps.items():
+        command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        command.add_argument("registry", help="a folder or s3://BUCKET/PREFIX, e.g. runs/quickstart/registry")
+        if name == "rollback":
+            command.add_argument(
+                "--to", metavar="DIGEST", help="this model instead: the digest or its beginning"
+            )
+    chosen = parser.parse_args(arguments)
+    try:
+        storage.check_place(chosen.registry, "registry")
+        if chosen.command == "rollback":
+            return _roll_back(chosen.registry, chosen.to)
+        return _show(chosen.registry) if chosen.command == "show" else _list(chosen.registry)
+    except (ValueError, OSError, Conflict) as error:
+        from dataset_build.errors import UsageError
+
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

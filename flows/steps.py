@@ -10,16 +10,23 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
-from uuid import UUID
 
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.tasks import exponential_backoff
 from pydantic import Field
 
 from dataset_build import storage
+from dataset_build.errors import StorageError
 from dataset_build.progress import duration
-from flows import ray_jobs
+from flows import orphans, ray_jobs
+from flows.lease import prefect_server
+from flows.redact import redactor
 
 if TYPE_CHECKING:
+    from prefect.client.schemas.objects import State
     from ray.dashboard.modules.job.pydantic_models import JobDetails
+    from ray.job_submission import JobSubmissionClient
 
 # Parameters that all flows share: checked before a run starts, described on Prefect's page by the flows' docstrings.
 RecipeName = Annotated[str, Field(min_length=1, max_length=500)]
@@ -29,6 +36,10 @@ Minutes = Annotated[float, Field(gt=0, le=60 * 24 * 30)]
 
 # (problems of the output's files, given the content of its final JSON); an empty list means that it verifies.
 Check = Callable[[dict[str, Any]], list[str]]
+
+
+# Attempts after the first where nothing is wrong with the recipe or the data; pauses of about 10, 20 and 40 s.
+RETRIES = 3
 
 
 class StepFailed(RuntimeError):
@@ -77,25 +88,44 @@ class Outcome(NamedTuple):
     seconds: float
 
 
-def run_step(step: Step, *, force: bool, deadline_minutes: float) -> Outcome:
-    """Bring the step's output up to date. Call it inside a Prefect flow: log, progress and cancellation go there.
+def worth_another_try(task: Any, task_run: Any, state: State[Any]) -> bool:
+    """Whether the same may work a little later: somebody did not answer, or the job was lost."""
+    import httpx
+    import requests
 
-    Raises JobFailed or NoCluster (see ray_jobs), and StepFailed where the output does not verify afterwards.
+    error = state.result(raise_on_failure=False)
+    transport = (ray_jobs.NoCluster, StorageError, requests.exceptions.RequestException, httpx.TransportError)
+    return isinstance(error, (*transport, ConnectionError, ray_jobs.JobLost))
+
+
+@task(
+    task_run_name="Ray job of {step.recipe}",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retries=RETRIES,
+    retry_delay_seconds=exponential_backoff(backoff_factor=10),
+    retry_jitter_factor=0.5,
+    retry_condition_fn=worth_another_try,
+)
+def run_job(step: Step, force: bool, deadline_minutes: float) -> Outcome:
+    """Have a Ray job bring the step's output up to date, and check what it wrote.
+
+    Retried by Prefect, with growing pauses, where the cluster, the store or Prefect did not answer, and where the job's
+    process or node was lost (the next attempt goes on from its finished parts). A job that says what is wrong is not.
     """
     from prefect import get_run_logger
+    from prefect.runtime import task_run
 
     from flows.artifacts import ProgressArtifact
 
-    began, logger = time.monotonic(), get_run_logger()
-    if not force and (content := step.up_to_date()) is not None:
-        logger.info("unchanged: %s is up to date with its inputs, and its files verify", step.out)
-        return Outcome("unchanged", content, None, None, time.monotonic() - began)
-    for problem in step.problems()[:5]:
-        logger.info("to do: %s", problem)
-    if force:
-        storage.remove(step.final)
-    work = work_of(step, force=force, deadline_minutes=deadline_minutes, owner=root_flow_run_id())
+    began, logger, owner = time.monotonic(), get_run_logger(), root_flow_run_id()
+    force = (
+        force and (task_run.run_count or 1) <= 1
+    )  # the attempt after a lost one goes on from its finished parts
+    work = work_of(step, force=force, deadline_minutes=deadline_minutes, owner=owner)
     client = ray_jobs.connect()
+    orphans.follow_openly(owner, work.name)
+    _sweep(client, work.name)
     attempt = ray_jobs.submit_or_attach(client, work, lambda: step.up_to_date() is not None, force=force)
     url = ray_jobs.dashboard_url(client, attempt.job_id)
     logger.info("Ray job %s: %s, %s", attempt.job_id, attempt.how, url)
@@ -116,9 +146,39 @@ def run_step(step: Step, *, force: bool, deadline_minutes: float) -> Outcome:
             "while it ran? Start the flow again"
         )
     progress.done()
-    seconds = time.monotonic() - began
-    logger.info("%s: %s after %s", step.out, attempt.how, duration(seconds))
-    return Outcome(attempt.how, content, attempt.job_id, url, seconds)
+    return Outcome(attempt.how, content, attempt.job_id, url, time.monotonic() - began)
+
+
+def run_step(step: Step, *, force: bool, deadline_minutes: float) -> Outcome:
+    """Bring the step's output up to date. Call it inside a Prefect flow: log, progress and cancellation go there.
+
+    Raises JobFailed or NoCluster (see ray_jobs), and StepFailed where the output does not verify afterwards.
+    """
+    from prefect import get_run_logger
+
+    began, logger = time.monotonic(), get_run_logger()
+    if not force and (content := step.up_to_date()) is not None:
+        logger.info("unchanged: %s is up to date with its inputs, and its files verify", step.out)
+        return Outcome("unchanged", content, None, None, time.monotonic() - began)
+    for problem in step.problems()[:5]:
+        logger.info("to do: %s", problem)
+    if force:
+        storage.remove(step.final)
+    outcome = run_job(step, force, deadline_minutes)
+    logger.info("%s: %s after %s", step.out, outcome.how, duration(time.monotonic() - began))
+    return outcome
+
+
+def _sweep(client: JobSubmissionClient, keep: str) -> None:
+    """Jobs that nobody waits for would take the CPUs that this one needs. What goes wrong here is only said."""
+    from prefect import get_run_logger
+
+    try:
+        for orphan in orphans.sweep(client, keep=keep):
+            ending = "stopped" if orphan.stopped else "it could not be stopped"
+            get_run_logger().warning("Ray job %s was left behind, %s: %s", orphan.job_id, orphan.why, ending)
+    except Exception as error:
+        get_run_logger().info("orphaned jobs were not looked for: %s", redactor()(str(error)))
 
 
 def work_of(step: Step, *, force: bool, deadline_minutes: float, owner: str) -> ray_jobs.Work:
@@ -129,7 +189,7 @@ def work_of(step: Step, *, force: bool, deadline_minutes: float, owner: str) -> 
         out=storage.filesystem(step.out)[1],
         deadline_s=deadline_minutes * 60,
         owner=owner,
-        metadata={"flow": step.flow, "recipe": step.recipe},
+        metadata={"flow": step.flow, "recipe": step.recipe, "prefect": prefect_server()},
     )
 
 
@@ -141,18 +201,15 @@ def root_flow_run_id() -> str:
 
 
 def _may_stop(job: JobDetails) -> bool:
-    """Whether a cancelled run may stop the job: not while another run that submitted it is still running."""
-    owner = (job.metadata or {}).get("flow_run")
-    if not owner or owner == root_flow_run_id():
-        return True
-    from prefect.client.orchestration import get_client
-
-    with get_client(sync_client=True) as client:
-        state = client.read_flow_run(UUID(owner)).state
-    return state is None or not state.is_running()
+    """Whether a cancelled run may stop the job: not while another open run waits for it."""
+    metadata, me = job.metadata or {}, root_flow_run_id()
+    try:
+        return not orphans.followers(metadata.get("work", "")) - {me}
+    except Exception:  # Prefect does not answer: then whoever submitted the job decides
+        return metadata.get("flow_run") == me
 
 
 def stop_orphans(flow: Any, flow_run: Any, state: Any) -> None:
     """Cancellation hook: stop what the run left behind where its process could not do so itself."""
-    for job_id in ray_jobs.stop_jobs_of(ray_jobs.connect(), str(flow_run.id)):
+    for job_id in orphans.stop_jobs_of(ray_jobs.connect(), str(flow_run.id)):
         print(f"flow run {flow_run.name} was cancelled: Ray job {job_id} stopped", flush=True)

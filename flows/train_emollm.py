@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from prefect import flow
@@ -10,6 +11,7 @@ from dataset_build import storage
 from dataset_build.provenance import sha256_of_file, sha256_of_json
 from emollm.config import TrainRecipe, load_recipe, train_inputs_digest
 from flows import artifacts
+from flows.notify import flow_ended_badly
 from flows.steps import Force, Minutes, Overrides, RecipeName, Step, run_step, stop_orphans
 
 NAME = "train-emollm"
@@ -46,7 +48,13 @@ def data_digest(data: str) -> str:
     return str(read_manifest(data)["digest"])
 
 
-@flow(name=NAME, flow_run_name="{recipe}", on_cancellation=[stop_orphans])
+@flow(
+    name=NAME,
+    flow_run_name="{recipe}",
+    on_cancellation=[stop_orphans],
+    on_failure=[flow_ended_badly],
+    on_crashed=[flow_ended_badly],
+)
 def train_emollm(
     recipe: RecipeName = "quickstart",
     overrides: Overrides = [],  # noqa: B006
@@ -69,15 +77,28 @@ def train_emollm(
     links: list[artifacts.Row] = [
         {"what": "Ray job", "where": outcome.job_url},
         {"what": "model", "where": loaded.out},
+        {"what": "training curves", "where": storage.join(loaded.out, "training.png")},
         {"what": "EmoBench", "where": loaded.data},
     ]
     artifacts.record_training(loaded.name, outcome.final, links)
+    artifacts.record_curves(loaded.name, _curves(loaded.out, outcome.final))
     return {
         "how": outcome.how,
         "out": loaded.out,
         "model_digest": outcome.final["model_digest"],
         "job": outcome.job_id,
     }
+
+
+def _curves(out: str, training: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Per fold the lines of its log; a model that came without logs has none."""
+    found = {}
+    for fold in training.get("folds", []):
+        path = storage.join(out, fold["path"], "log", "metrics.jsonl")
+        if storage.exists(path):
+            lines = storage.read_bytes(path).decode().splitlines()
+            found[fold["path"]] = [json.loads(line) for line in lines if line.endswith("}")]
+    return found
 
 
 def _problems(out: str, training: dict[str, Any]) -> list[str]:

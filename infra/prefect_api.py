@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 import urllib.error
@@ -30,11 +31,18 @@ class LogLine(NamedTuple):
 
 
 class PrefectApi:
-    """Calls of the API at `url`, for example http://127.0.0.1:4200/api. Raises ApiError with the server's words."""
+    """Calls of the API at `url`, for example http://127.0.0.1:4200/api. Raises ApiError with the server's words.
 
-    def __init__(self, url: str, timeout_s: float = 20.0) -> None:
+    `auth_string` (user:password) is what the server was given as PREFECT_SERVER_API_AUTH_STRING.
+    """
+
+    def __init__(self, url: str, timeout_s: float = 20.0, *, auth_string: str = "") -> None:
         self.url, self._timeout_s = url.rstrip("/"), timeout_s
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback needs no proxy
+        self._headers = {"Content-Type": "application/json"}
+        if auth_string:
+            self._headers["Authorization"] = f"Basic {base64.b64encode(auth_string.encode()).decode()}"
+        loopback = urllib.parse.urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")  # needs no proxy
+        self._opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if loopback else []))
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
         """The answer to one call. A server that is busy (503, as SQLite under load gives) is asked again for a minute."""
@@ -50,14 +58,15 @@ class PrefectApi:
 
     def _call_once(self, method: str, path: str, body: Any) -> Any:
         data = None if body is None else json.dumps(body).encode()
-        headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(f"{self.url}{path}", data, headers, method=method)
+        request = urllib.request.Request(f"{self.url}{path}", data, self._headers, method=method)
         try:
             with self._opener.open(request, timeout=self._timeout_s) as reply:
                 text = reply.read()
         except urllib.error.HTTPError as error:
             detail = error.read().decode(errors="replace")[:500]
             kind = _BusyError if error.code == 503 else ApiError
+            if error.code == 401:
+                detail += "; set PREFECT_API_AUTH_STRING to the server's user:password"
             raise kind(f"{method} {path}: the Prefect server answered {error.code}: {detail}") from error
         except OSError as error:
             raise ApiError(
@@ -120,6 +129,16 @@ class PrefectApi:
     def set_state(self, run_id: str, state: str, message: str, force: bool = False) -> None:
         body = {"state": {"type": state, "name": state.capitalize(), "message": message}, "force": force}
         self.call("POST", f"/flow_runs/{run_id}/set_state", body)
+
+    def put_automation(self, automation: dict[str, Any]) -> bool:
+        """Create the automation, or replace the one of the same name; True where it is new."""
+        same_name = {"automations": {"name": {"any_": [automation["name"]]}}}
+        found = self.call("POST", "/automations/filter", same_name)
+        if not found:
+            self.call("POST", "/automations/", automation)
+            return True
+        self.call("PUT", f"/automations/{found[0]['id']}", automation)
+        return False
 
     def sweep_dead_runs(self, everything: bool) -> list[str]:
         """Mark open runs whose process is gone as crashed and free their concurrency slots; returns their names.

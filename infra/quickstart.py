@@ -134,7 +134,7 @@ def run_flow(services: Services, deployment: str, parameters: dict[str, Any]) ->
     QuickstartFailed where the run does not complete.
     """
     assert services.prefect
-    api = PrefectApi(services.prefect.api_url)
+    api = services.api
     deployment_id = api.deployment_id(deployment)
     flow_run = api.open_run_of(deployment_id)
     if flow_run and flow_run["parameters"].items() >= parameters.items():

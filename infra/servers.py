@@ -77,12 +77,12 @@ def free_port(preferred: int | None = None) -> int:
     raise ServiceError("no free TCP port on the loopback interface")
 
 
-def write_token(path: Path) -> Path:
-    """A fresh 256-bit token in `path`, readable by the owner alone; an existing token is kept."""
+def write_token(path: Path, before: str = "") -> Path:
+    """A fresh 256-bit token in `path` (after the words `before`), readable by the owner alone; an existing one is kept."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-            stream.write(secrets.token_hex(32))
+            stream.write(before + secrets.token_hex(32))
     path.chmod(0o600)
     return path
 
@@ -297,7 +297,25 @@ def start_ray_head(
     return RayHead(process, f"{LOOPBACK}:{gcs}", f"http://{LOOPBACK}:{dashboard}", str(token), str(temp_dir))
 
 
+def start_ray_node(head: RayHead, log: Path, *, cpus: int, object_store_bytes: int) -> Process:
+    """One more node of the cluster, on this machine; it is up once the head lists it."""
+    env = clean_environment({"OMP_NUM_THREADS": "1", "RAY_AUTH_TOKEN_PATH": head.token_path, **_RAY_SETTINGS})
+    command = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
+        f"--address={head.address}",
+        f"--node-ip-address={LOOPBACK}",
+        f"--dashboard-agent-listen-port={free_port()}",
+        f"--num-cpus={cpus}",
+        f"--object-store-memory={object_store_bytes}",
+    ]
+    return start("Ray node", command, env, log, mark=secrets.token_hex(8))
+
+
 # --- Prefect -------------------------------------------------------------------------------------------------------
+
+
+# A heartbeat of every flow run this often; infra/automations.yaml crashes runs that miss several.
+HEARTBEAT_S = 30
 
 
 def prefect_environment(home: Path, api_url: str) -> dict[str, str]:
@@ -307,6 +325,7 @@ def prefect_environment(home: Path, api_url: str) -> dict[str, str]:
         "PREFECT_API_URL": api_url,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S),
         # Which run holds a deployment's concurrency slot survives a restart of the server.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "DO_NOT_TRACK": "1",
@@ -315,26 +334,47 @@ def prefect_environment(home: Path, api_url: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class PrefectServer:
-    """A local Prefect server on SQLite: its process, the API's URL and the page's URL."""
+    """A local Prefect server on SQLite: its process, the API's URL and the page's URL.
+
+    `auth_path` names the file that holds its user and password (`emobench:…`); empty: it answers everybody who reaches
+    the loopback interface.
+    """
 
     process: Process
     api_url: str
     home: str
+    auth_path: str = ""
 
     @property
     def page_url(self) -> str:
         return self.api_url.removesuffix("/api")
 
     @property
+    def auth_string(self) -> str:
+        return Path(self.auth_path).read_text().strip() if self.auth_path else ""
+
+    @property
     def env(self) -> dict[str, str]:
-        return prefect_environment(Path(self.home), self.api_url)
+        """What a client needs in its environment; the password too, since Prefect reads it from nowhere else."""
+        auth = {"PREFECT_API_AUTH_STRING": self.auth_string} if self.auth_path else {}
+        return {**prefect_environment(Path(self.home), self.api_url), **auth}
 
     def healthy(self) -> bool:
         return answers(f"{self.api_url}/health")
 
 
-def start_prefect_server(home: Path, log: Path, port: int | None = None) -> PrefectServer:
-    """Start a Prefect server with its database in `home`; `wait_until(server.healthy, server.process, …)` next."""
+def start_prefect_server(
+    home: Path,
+    log: Path,
+    port: int | None = None,
+    *,
+    auth_path: Path | None = None,
+    extra_env: Mapping[str, str] | None = None,
+) -> PrefectServer:
+    """Start a Prefect server with its database in `home`; `wait_until(server.healthy, server.process, …)` next.
+
+    With `auth_path` it wants the user and password of that file, which is written where there is none.
+    """
     home.mkdir(parents=True, exist_ok=True)
     chosen = free_port(port)
     api_url = f"http://{LOOPBACK}:{chosen}/api"
@@ -345,9 +385,12 @@ def start_prefect_server(home: Path, log: Path, port: int | None = None) -> Pref
         "--port",
         str(chosen),
     ]
-    env = clean_environment(prefect_environment(home, api_url))
+    env = clean_environment({**prefect_environment(home, api_url), **(extra_env or {})})
+    if auth_path:
+        write_token(auth_path, before="emobench:")
+        env["PREFECT_SERVER_API_AUTH_STRING"] = env["PREFECT_API_AUTH_STRING"] = auth_path.read_text().strip()
     process = start("Prefect server", command, env, log, mark=secrets.token_hex(8))
-    return PrefectServer(process, api_url, str(home))
+    return PrefectServer(process, api_url, str(home), str(auth_path or ""))
 
 
 def start_prefect_worker(pool: str, env: Mapping[str, str], log: Path, limit: int = 4) -> Process:

@@ -12,7 +12,6 @@ import os
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from dataset_build import storage
-from infra import servers
+from infra import deploy, servers
 from infra.prefect_api import ApiError, PrefectApi
 from infra.servers import PROJECT_ROOT, PrefectServer, Process, RayHead, ServiceError
 
 HOME = PROJECT_ROOT / ".local" / "services"
-POOL = "emobench-local"
+POOL = deploy.LOCAL.pool
 PREFERRED_PORTS = {"prefect": 4200, "dashboard": 8265, "gcs": 6379}
 # Two training workers, or a build's tasks, beside a driver: more logical CPUs than a small machine has cores.
 LEAST_LOGICAL_CPUS = 4
@@ -86,6 +85,11 @@ class Services:
             **loopback,
         }
 
+    @property
+    def api(self) -> PrefectApi:
+        assert self.prefect
+        return PrefectApi(self.prefect.api_url, auth_string=self.prefect.auth_string)
+
     def processes(self) -> list[Process]:
         owners = [self.prefect and self.prefect.process, self.worker, self.ray and self.ray.process]
         return [process for process in owners if process]
@@ -111,10 +115,10 @@ class Services:
         return self.ray is not None and servers.running(self.ray.process) and self.ray.healthy()
 
 
-def up(home: Path = HOME) -> Services:
+def up(home: Path = HOME, *, auth: bool = False) -> Services:
     """Start what does not run yet and wait until all of it answers. What this call started ends where it fails.
 
-    Raises ServiceError with the log's end where a service does not start.
+    With `auth`, a Prefect server started here wants the user and password of `home`/prefect-auth. Raises ServiceError with the log's end where a service does not start.
     """
     home.mkdir(parents=True, exist_ok=True)
     with _only_one(home):
@@ -125,7 +129,7 @@ def up(home: Path = HOME) -> Services:
         began = time.monotonic()
         started: list[Process] = []
         try:
-            _start(services, started)
+            _start(services, started, auth)
         except BaseException:
             for process in reversed(started):
                 servers.end(process)
@@ -135,7 +139,7 @@ def up(home: Path = HOME) -> Services:
         return services
 
 
-def _start(services: Services, started: list[Process]) -> None:
+def _start(services: Services, started: list[Process], auth: bool) -> None:
     home = services.home
     fresh_prefect, fresh_ray = not services._prefect_healthy(), not services._ray_healthy()
     _end_worker(services)  # one that is healthy would point at the servers of before, and so do its flow runs
@@ -143,7 +147,10 @@ def _start(services: Services, started: list[Process]) -> None:
         if services.prefect:
             servers.end(services.prefect.process)
         services.prefect = servers.start_prefect_server(
-            home / "prefect", home / "prefect-server.log", PREFERRED_PORTS["prefect"]
+            home / "prefect",
+            home / "prefect-server.log",
+            PREFERRED_PORTS["prefect"],
+            auth_path=home / "prefect-auth" if auth else None,
         )
         started.append(services.prefect.process)
         services.save()
@@ -165,7 +172,7 @@ def _start(services: Services, started: list[Process]) -> None:
         _wait("Ray head", services.ray.healthy, services.ray.process)
     if fresh_prefect:
         _wait("Prefect server", services.prefect.healthy, services.prefect.process)
-    for name in PrefectApi(services.prefect.api_url).sweep_dead_runs(everything=fresh_prefect):
+    for name in services.api.sweep_dead_runs(everything=fresh_prefect):
         print(f"  flow run {name} was still open, but nothing runs it: marked as crashed", flush=True)
     register(services)
     services.worker = servers.start_prefect_worker(POOL, services.env, home / "prefect-worker.log")
@@ -202,6 +209,8 @@ def status(home: Path = HOME) -> bool:
 def print_how_to(services: Services) -> None:
     assert services.prefect and services.ray
     print(f"  Prefect page    {services.prefect.page_url}")
+    if services.prefect.auth_path:
+        print(f"                  (it asks for the user and password in {services.prefect.auth_path})")
     print(
         f"  Ray dashboard   {services.ray.dashboard_url}  (it asks for the token in {services.ray.token_path})"
     )
@@ -269,37 +278,27 @@ def _wait(name: str, healthy: Callable[[], bool], process: Process) -> None:
 
 
 def register(services: Services) -> None:
-    """Create the work pool and (re)register the deployments of prefect.yaml."""
+    """Create the work pool, (re)register the deployments of prefect.yaml and the automations."""
+    assert services.prefect
     print("  registering the deployments of prefect.yaml", flush=True)
-    _prefect(services, "work-pool", "create", POOL, "--type", "process", "--overwrite")
-    _prefect(services, "deploy", "--all", "--prefect-file", "prefect.yaml")
-
-
-def _prefect(services: Services, *arguments: str) -> None:
-    command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
-    result = subprocess.run(
-        command,
-        cwd=PROJECT_ROOT,
-        env=servers.clean_environment({**services.env, "NO_COLOR": "1"}),
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    if result.returncode:
-        lines = (result.stdout + result.stderr).strip().splitlines()[-15:]
-        raise ServiceError(f"`prefect {' '.join(arguments)}` failed:\n  " + "\n  ".join(lines))
+    deploy.deploy(deploy.LOCAL, services.prefect.api_url, services.prefect.auth_string, services.env)
 
 
 def _worker_is_online(services: Services) -> bool:
     assert services.prefect
-    return PrefectApi(services.prefect.api_url).has_online_worker(POOL)
+    return services.api.has_online_worker(POOL)
 
 
 def _write_client_settings(services: Services) -> None:
     """`env` to source in a shell, and prefect.toml, which Prefect reads in the folder it is called in."""
     exports = [f"export {name}={shlex.quote(value)}" for name, value in sorted(services.env.items())]
+    if services.prefect and services.prefect.auth_path:  # the password stays in its own file
+        exports = [line for line in exports if not line.startswith("export PREFECT_API_AUTH_STRING=")]
+        exports.append(f'export PREFECT_API_AUTH_STRING="$(cat {shlex.quote(services.prefect.auth_path)})"')
     storage.write_bytes(str(services.home / "env"), ("\n".join(exports) + "\n").encode())
     toml = PROJECT_ROOT / "prefect.toml"
+    if services.prefect and services.prefect.auth_path:
+        return  # it would have to hold the password
     if services.home != HOME or (toml.exists() and not _is_our_toml(toml)):
         return
     assert services.prefect
@@ -357,6 +356,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--home", default=str(HOME), help="where state, logs and the database are (default: %(default)s)"
     )
+    parser.add_argument(
+        "--auth",
+        action="store_true",
+        help="up: the Prefect server wants a user and password (for machines that others can log in to)",
+    )
     chosen = parser.parse_args(arguments)
     home = Path(chosen.home).resolve()
     signal.signal(
@@ -364,7 +368,7 @@ def main(arguments: list[str] | None = None) -> int:
     )  # so that `up` cleans up behind itself
     try:
         if chosen.command == "up":
-            print_how_to(up(home))
+            print_how_to(up(home, auth=chosen.auth))
         elif chosen.command == "down":
             ended = down(home)
             print(

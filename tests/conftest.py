@@ -24,6 +24,7 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 
 from infra import servers, services
 from tests.fixtures.s3_server import S3Server
+from tests.fixtures.webhook import Webhook
 
 
 @pytest.fixture(scope="session")
@@ -93,9 +94,10 @@ def ray_session(ray_cluster: servers.RayHead) -> Iterator[servers.RayHead]:
 
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[servers.PrefectServer]:
-    """A Prefect server on SQLite in its own folder. `.api_url`, `.env`; not set in this process's environment."""
+    """A Prefect server on SQLite in its own folder, with a password. `.api_url`, `.auth_string`, `.env`; not set in this
+    process's environment."""
     folder = Path(tempfile.mkdtemp(prefix="emoprefect"))
-    server = servers.start_prefect_server(folder / "home", folder / "server.log")
+    server = servers.start_prefect_server(folder / "home", folder / "server.log", auth_path=folder / "auth")
     try:
         servers.wait_until(server.healthy, server.process, limit_s=120)
         yield server
@@ -105,7 +107,21 @@ def prefect_server() -> Iterator[servers.PrefectServer]:
 
 
 @pytest.fixture(scope="session")
-def local_services() -> Iterator[services.Services]:
+def planted() -> Iterator[Webhook]:
+    """A webhook with a secret in its address, and the same secret as a password, in the environment of `local_services`."""
+    webhook = Webhook()
+    names = {"EMOBENCH_WEBHOOK_URL": webhook.url, "PLANTED_PASSWORD": webhook.token}
+    os.environ.update(names)
+    try:
+        yield webhook
+    finally:
+        webhook.stop()
+        for name in names:
+            os.environ.pop(name, None)
+
+
+@pytest.fixture(scope="session")
+def local_services(planted: Webhook) -> Iterator[services.Services]:
     """What `make up` starts (Prefect server, worker, Ray head, deployments), with its state in a folder of its own.
 
     Ports differ from those of services that already run here. Ending it must leave no process behind.

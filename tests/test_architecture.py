@@ -31,6 +31,9 @@ ENTRY_POINTS = (
     "emollm rationales",
     "emollm serve",
     "infra.services",
+    "infra.deploy",
+    "flows.registry",
+    "flows.orphans",
     "infra.quickstart",
     "infra.samples",
 )

@@ -6,24 +6,31 @@ It shows that the path is whole, not that anything is learned.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from infra import quickstart
+from infra import quickstart, servers
 from infra.prefect_api import PrefectApi
 from infra.servers import clean_environment
 from infra.services import Services
 from tests.fixtures.emoji_tree import smoke_overrides, write_emoji_tree
+from tests.fixtures.webhook import Webhook
 
 
 class Retraining(NamedTuple):
+    """`refused` is a second run, started while the first one was running."""
+
     out: Path
     parameters: dict[str, Any]
     run: dict[str, Any]
+    refused: dict[str, Any]
     api: PrefectApi
 
 
@@ -47,9 +54,24 @@ def retraining(local_services: Services, tmp_path_factory: pytest.TempPathFactor
         ],
         "deadline_minutes": 4,
     }
+    api = local_services.api
+    deployment = api.deployment_id("retrain-emollm/smoke")
+    second: list[str] = []
+
+    def start_a_second() -> None:
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            first = api.open_run_of(deployment)
+            if first and first["state_type"] == "RUNNING":
+                second.append(str(api.start(deployment, {**parameters, "deadline_minutes": 5})["id"]))
+                return
+            time.sleep(0.2)
+
+    meanwhile = threading.Thread(target=start_a_second)
+    meanwhile.start()
     run = quickstart.run_flow(local_services, "retrain-emollm/smoke", parameters)
-    assert local_services.prefect
-    return Retraining(out, parameters, run, PrefectApi(local_services.prefect.api_url))
+    meanwhile.join()
+    return Retraining(out, parameters, run, api.run(second[0]), api)
 
 
 def artifact(retraining: Retraining, key: str) -> Any:
@@ -93,6 +115,48 @@ def test_emobench_model_scores_and_report_are_there(retraining: Retraining) -> N
     assert "<html" in report.lower() and "emo" in report.lower()
 
 
+def test_of_two_starts_at_once_one_runs_and_the_other_is_refused(retraining: Retraining) -> None:
+    assert retraining.run["state_type"] == "COMPLETED"
+    assert retraining.refused["state_type"] == "CANCELLED"
+    assert "concurrency" in retraining.refused["state"]["message"]
+    lease = json.loads((retraining.out / "registry" / "retraining.json").read_text())
+    assert lease["flow_run"] is None, "the run that has ended still holds the registry"
+
+
+def test_the_webhook_was_told_of_the_promotion(retraining: Retraining, planted: Webhook) -> None:
+    (body,) = [body for body in planted.bodies if body["event"] == "promoted"]
+    assert body["flow"] == "retrain-emollm" and body["message"] == "there was no champion yet"
+    assert body["registry"] == str(retraining.out / "registry")
+
+
+def test_no_secret_is_in_a_log_an_artifact_a_manifest_a_database_or_a_job(
+    retraining: Retraining, local_services: Services, planted: Webhook
+) -> None:
+    assert local_services.ray
+    token = (local_services.home / "ray-token").read_text().strip()
+    environments = [
+        process.environ() for process in servers.family(local_services.ray.process) if process.is_running()
+    ]
+    assert any(env.get("PLANTED_PASSWORD") == planted.token for env in environments), (
+        "nobody could have leaked it"
+    )
+    places = [retraining.out, local_services.home, Path(local_services.ray.temp_dir)]
+    files = [
+        file
+        for place in places
+        for file in place.rglob("*")
+        if file.is_file() and not file.is_symlink() and file.name != "ray-token"
+    ]
+    assert len(files) > 100
+    for file in files:
+        content = file.read_bytes()
+        for secret in (planted.token, token):
+            assert secret.encode() not in content, f"{file} holds a secret"
+    said = json.dumps(retraining.api.call("POST", "/artifacts/filter", {"limit": 200}))
+    said += json.dumps(retraining.api.call("POST", "/flow_runs/filter", {"limit": 200}))
+    assert planted.token not in said and token not in said
+
+
 def test_the_first_model_is_promoted_and_copied(retraining: Retraining) -> None:
     registry = retraining.out / "registry"
     champion = json.loads((registry / "champion.json").read_text())
@@ -113,6 +177,8 @@ def test_the_run_left_its_artifacts(retraining: Retraining) -> None:
     assert [row["sub_task"] for row in scores][0] == "emo_c" and scores[-1]["sub_task"] == "overall"
     assert "[" in scores[0]["accuracy"]
     assert len(artifact(retraining, "training-smoke")) == 2
+    curves = artifact(retraining, "training-curves-smoke")
+    assert set(curves[0]) == {"step", "fold-0", "fold-1"} and curves[-1]["step"] > curves[0]["step"]
     assert "report.html" in artifact(retraining, "links-evaluate-smoke")
     assert "/#/jobs/train-emollm-smoke-" in artifact(retraining, "links-train-smoke")
     decision = {row["what"]: row["value"] for row in artifact(retraining, "decision-smoke")}
@@ -152,7 +218,10 @@ def test_each_step_was_one_ray_job_with_its_deterministic_id(
         assert job["status"] == "SUCCEEDED"
         assert job["metadata"]["flow_run"] == retraining.run["id"]
     token = Path(local_services.env["RAY_AUTH_TOKEN_PATH"]).read_text().strip()
-    assert token and token not in line
+    secret = os.environ["PLANTED_PASSWORD"]
+    assert token and token not in line and secret not in line
+    tags = retraining.api.run(retraining.run["id"])["tags"]
+    assert len([tag for tag in tags if tag.startswith("ray-job:")]) == 3
 
 
 def test_a_second_run_finds_nothing_to_do(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -16,7 +19,8 @@ import psutil
 import pytest
 
 from flows import ray_jobs
-from flows.ray_jobs import JobFailed, Work
+from flows.ray_jobs import JobFailed, JobLost, Work
+from flows.steps import worth_another_try
 from infra.servers import RayHead
 
 # Counts its starts in starts.txt; what it does next is its first argument.
@@ -33,6 +37,22 @@ JOB = """
         while not (out / "go").exists() and time.time() < until:
             time.sleep(0.1)
         (out / "final.json").write_text(json.dumps({"ok": True}))
+    elif sys.argv[1] == "hold":
+        import ray
+
+        @ray.remote(num_cpus=3)
+        class Holder:
+            def ready(self):
+                return True
+
+        ray.init(log_to_driver=False)
+        holder = Holder.remote()
+        ray.get(holder.ready.remote())
+        print("3 CPUs are held", flush=True)
+        time.sleep(120)
+    elif sys.argv[1] == "typo":
+        print("error: sources.0.rot: unknown key; did you mean root?", file=sys.stderr)
+        sys.exit(2)
     elif sys.argv[1] == "fail":
         print("error: emoji_pictures: 12 of 300 rows rejected, over the budget of 1 %", file=sys.stderr)
         sys.exit(1)
@@ -143,34 +163,125 @@ FOLLOWER = """
 """
 
 
-def test_telling_the_follower_to_end_stops_the_job_and_its_process(
-    client, ray_cluster: RayHead, script: str, tmp_path: Path
+def test_telling_the_follower_to_end_stops_the_job_and_its_process_and_frees_its_cpus(
+    client, ray_session: RayHead, script: str, tmp_path: Path
 ) -> None:
-    task = work(script, tmp_path, "wait", "cancel-test-0000")
+    import ray
+
+    assert ray.available_resources()["CPU"] == 4, "an earlier test left something running"
+    task = work(script, tmp_path, "hold", "cancel-test-0000")
     ray_jobs.submit_or_attach(client, task, lambda: False)
     follower = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(FOLLOWER), task.name],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, **ray_cluster.env},
+        env={**os.environ, **ray_session.env},
     )
     assert follower.stdout is not None
-    assert any("reading rows" in line for line in follower.stdout)  # reads until the line comes
+    assert any("3 CPUs are held" in line for line in follower.stdout)  # reads until the line comes
+    wait_for(lambda: ray.available_resources().get("CPU", 0) == 1)
     began = time.monotonic()
     follower.send_signal(signal.SIGINT)
     follower.wait(timeout=30)
     assert client.get_job_status(task.name).value == "STOPPED"
+    wait_for(lambda: ray.available_resources()["CPU"] == 4)
     assert time.monotonic() - began < 30
     mine = [p for p in psutil.process_iter(["cmdline"]) if script in (p.info["cmdline"] or [])]
     assert mine == []
 
 
-def test_the_jobs_of_a_flow_run_are_stopped_by_its_id(client, script: str, tmp_path: Path) -> None:
-    task = work(script, tmp_path, "wait", "orphan-test-0000")
+@pytest.mark.parametrize(
+    ("does", "kind", "says"),
+    [
+        ("typo", JobFailed, "exit code 2 (a problem with the recipe or the command)"),
+        ("fail", JobFailed, "exit code 1 (a problem with the data)"),
+        ("wait", JobLost, "was killed by signal 9"),
+    ],
+)
+def test_only_a_job_that_was_killed_is_tried_again(
+    client, script: str, tmp_path: Path, does: str, kind: type[JobFailed], says: str
+) -> None:
+    from prefect.states import Failed
+
+    task = work(script, tmp_path, does, f"fault-{does}-0000")
     ray_jobs.submit_or_attach(client, task, lambda: False)
-    assert ray_jobs.stop_jobs_of(client, "some-other-flow-run") == []
-    assert ray_jobs.stop_jobs_of(client, "flow-run-of-the-test") == [task.name]
-    assert client.get_job_status(task.name).value == "STOPPED"
+    if does == "wait":
+        wait_for(lambda: starts(tmp_path) == 1)
+        (mine,) = [p for p in psutil.process_iter(["cmdline"]) if script in (p.info["cmdline"] or [])]
+        mine.kill()
+    with pytest.raises(JobFailed, match=re.escape(says)) as failed:
+        ray_jobs.follow(client, task.name, say=print, deadline_s=60)
+    assert type(failed.value) is kind
+    assert worth_another_try(None, None, Failed(data=failed.value)) == (kind is JobLost)
+
+
+class Interruptible(threading.Thread):
+    """A TCP proxy in front of the Jobs API whose connections can be cut, and which can refuse new ones."""
+
+    def __init__(self, target: tuple[str, int]) -> None:
+        super().__init__(daemon=True)
+        self._target, self.down = target, False
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._open: list[socket.socket] = []
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            if self.down:
+                near.close()
+                continue
+            far = socket.create_connection(self._target)
+            self._open += [near, far]
+            for one, other in ((near, far), (far, near)):
+                threading.Thread(target=self._pump, args=(one, other), daemon=True).start()
+
+    def cut(self) -> None:
+        self.down = True
+        for each in self._open:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._listener.close()
+        self.cut()
+
+    @staticmethod
+    def _pump(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_RDWR)
+
+
+def test_the_log_is_followed_through_a_broken_connection_without_gaps_or_repeats(
+    ray_cluster: RayHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter = tmp_path / "count.py"
+    counter.write_text("import time\nfor n in range(60):\n    print('line', n, flush=True); time.sleep(0.1)")
+    port = int(ray_cluster.dashboard_url.rsplit(":", 1)[1])
+    proxy = Interruptible(("127.0.0.1", port))
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", proxy.url)
+    client, said = ray_jobs.connect(), []
+    task = Work("interrupted-test-0000", [str(counter)], str(tmp_path), 60)
+    ray_jobs.submit_or_attach(client, task, lambda: False)
+
+    def say(line: str) -> None:
+        said.append(line)
+        if line == "line 5":
+            proxy.cut()
+            threading.Timer(2.0, lambda: setattr(proxy, "down", False)).start()
+
+    try:
+        ray_jobs.follow(client, task.name, say=say, deadline_s=60)
+    finally:
+        proxy.close()
+    assert [line for line in said if line.startswith("line")] == [f"line {n}" for n in range(60)]
 
 
 def test_two_starts_at_the_same_moment_give_one_job(client, script: str, tmp_path: Path) -> None:

@@ -1,145 +1,50 @@
-"""Promotion: by a paired bootstrap on the same rows, written down either way, never half done."""
+"""The registry of models: promotions whole or not at all, one of two at once, and the way back, on a disk and on S3."""
 
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from flows import registry
+from dataset_build import storage
+from flows import registry, shared_file
+from flows.registry import Champion, Conflict, NoSuchModel
+from tests.fixtures.registry_files import evaluation, model
+from tests.fixtures.s3_server import S3Server
 
 
-def evaluation(
-    folder: Path,
-    correct: list[bool],
-    first_uid: int = 0,
-    demonstration: bool = False,
-    others: dict[str, list[bool]] | None = None,
-) -> str:
-    """An evaluation folder with one Emo-C row per entry, two rows (drawings) per emoji; `others`: more sub-tasks."""
-    folder.mkdir(parents=True)
-    rows = []
-    for task, values in {"emo_c": correct, **(others or {})}.items():
-        rows += _rows(task, values, first_uid, demonstration)
-    pq.write_table(pa.Table.from_pylist(rows), folder / "samples.parquet")
-    (folder / "results.json").write_text("{}")
-    (folder / "report.html").write_text("<html>")
-    return str(folder)
+def entry(digest: str) -> dict[str, Any]:
+    return {"model_digest": digest * 64, "data_digest": "d" * 64, "overall": 0.5}
 
 
-def _rows(task: str, correct: list[bool], first_uid: int, demonstration: bool) -> list[dict[str, object]]:
-    return [
-        {
-            "uid": f"emoji/{task}/{first_uid + number}",
-            "prompt": "Which feeling? <image>",
-            "options": ["joy", "sadness"],
-            "gold_answers": ["joy"],
-            "media_sha256": [f"{first_uid + number:064x}"],
-            "sub_task": task,
-            "group": f"emoji={number // 2}",
-            "correct": value,
-            "demonstration": demonstration,
-        }
-        for number, value in enumerate(correct)
-    ]
-
-
-def model(folder: Path, weights: str) -> str:
-    (folder / "fold-0").mkdir(parents=True)
-    (folder / "checkpoints").mkdir()
-    (folder / "fold-0" / "model.safetensors").write_text(weights)
-    (folder / "checkpoints" / "step-5.pt").write_text("large")
-    (folder / "training.json").write_text(json.dumps({"folds": [{"fold": 0, "path": "fold-0"}]}))
-    return str(folder)
-
-
-def entry(digest: str) -> dict[str, str]:
-    return {"model_digest": digest * 64, "data_digest": "d" * 64}
-
-
-def test_a_clear_gain_is_promoted_and_a_tie_is_not(tmp_path: Path) -> None:
-    base = evaluation(tmp_path / "base", [False, False, True, False] * 20)
-    better = evaluation(tmp_path / "better", [True, True, True, False] * 20)
-    twin = evaluation(tmp_path / "twin", [False, False, True, False] * 20)
-    champion = {"model_digest": "old"}
-
-    gain = registry.compare(better, base, draws=500, seed=0)
-    assert gain.diff == pytest.approx(0.5) and gain.ci95[0] > 0.3 and gain.n == 80
-    assert registry.decide(champion, "new", gain)[0] == "promoted"
-
-    tie = registry.compare(twin, base, draws=500, seed=0)
-    assert tie.diff == 0 and tie.ci95 == (0, 0)
-    assert registry.decide(champion, "new", tie)[0] == "kept"
-
-    loss = registry.compare(base, better, draws=500, seed=0)
-    verdict, reason = registry.decide(champion, "new", loss)
-    assert verdict == "kept" and "-0.5000" in reason and "80 rows" in reason
-
-
-def test_a_gain_within_the_noise_is_not_promoted(tmp_path: Path) -> None:
-    base = evaluation(tmp_path / "base", [False, True] * 10 + [True, True])
-    slightly = evaluation(tmp_path / "slightly", [True, True] + [True, False] * 9 + [True, True])
-    result = registry.compare(slightly, base, draws=500, seed=0)
-    assert result.diff > 0 > result.ci95[0] - 1e-12
-    assert registry.decide({"model_digest": "old"}, "new", result)[0] == "kept"
-
-
-def test_only_the_same_questions_are_compared(tmp_path: Path) -> None:
-    one = evaluation(tmp_path / "one", [True] * 40)
-    shifted = evaluation(tmp_path / "shifted", [False] * 40, first_uid=10)
-    result = registry.compare(one, shifted, draws=100, seed=0)
-    assert (result.n, result.left_out, result.diff) == (30, 10, 1.0)
-
-    mostly_new = evaluation(tmp_path / "new", [False] * 40, first_uid=30)
-    verdict, reason = registry.decide(
-        {"model_digest": "old"}, "new", registry.compare(one, mostly_new, 100, 0)
+def promote(home: str, folder: Path, letter: str, champion: Champion | None = None) -> dict[str, Any]:
+    """Promote a model whose digest is that letter, against today's champion if no other is given."""
+    trained = folder / f"model-{letter}"
+    if not trained.exists():
+        model(trained, weights=letter)
+    scores = folder / "evaluation"
+    if not scores.exists():
+        evaluation(scores, [True] * 4)
+    against = registry.read_champion(home) if champion is None else champion
+    return registry.write_decision(
+        home, "promoted", "test", entry(letter), model=str(trained), evaluation=str(scores), champion=against
     )
-    assert verdict == "kept" and "too much to compare emo_c" in reason and "emo_c 10 of 40" in reason
-
-    demo = evaluation(tmp_path / "demo", [True] * 4, demonstration=True)
-    for other in (evaluation(tmp_path / "elsewhere", [True] * 4, first_uid=900), demo):
-        nothing = registry.compare(one, other, draws=100, seed=0)
-        assert nothing.n == 0
-        assert registry.decide({"model_digest": "old"}, "new", nothing)[0] == "kept"
 
 
-def test_a_sub_task_that_cannot_be_compared_prevents_a_promotion(tmp_path: Path) -> None:
-    champion = {"model_digest": "old"}
-    worse, better = [False] * 40, [True] * 40
-    base = evaluation(tmp_path / "base", worse, others={"intent": [True] * 20})
-
-    gone = evaluation(
-        tmp_path / "gone", better
-    )  # the sub-task that the champion is good at is not asked any more
-    result = registry.compare(gone, base, draws=100, seed=0)
-    assert result.ci95[0] > 0 and result.rows["intent"] == (0, 0, 20)
-    verdict, reason = registry.decide(champion, "new", result)
-    assert verdict == "kept" and "too much to compare intent" in reason and "intent 0 of 20" in reason
-
-    for rows, expected in ((9, "kept"), (10, "promoted"), (40, "promoted"), (41, "kept")):
-        other = evaluation(tmp_path / str(rows), better, others={"intent": [True] * rows})
-        result = registry.compare(other, base, draws=100, seed=0)
-        verdict, reason = registry.decide(champion, "new", result)
-        assert verdict == expected, (rows, reason)
-        assert "emo_c 40 of 40" in reason and f"intent {min(rows, 20)} of {max(rows, 20)}" in reason
-        assert f"{abs(rows - 20)} rows were put to one model only" in reason
-
-    new = evaluation(tmp_path / "new", better, others={"intent": [True] * 20, "stance": [True] * 20})
-    verdict, reason = registry.decide(champion, "new", registry.compare(new, base, draws=100, seed=0))
-    assert verdict == "kept" and "too much to compare stance" in reason
+def champion_of(home: str) -> str:
+    return (registry.read_champion(home).model_digest or "-")[0]
 
 
 def test_the_champion_survives_the_next_training_and_old_copies_go(tmp_path: Path) -> None:
-    home, scores = str(tmp_path / "registry"), evaluation(tmp_path / "evaluation", [True] * 4)
+    home = str(tmp_path / "registry")
     for letter in "abcde":
-        trained = model(tmp_path / f"model-{letter}", weights=letter)
-        registry.write_decision(home, "promoted", "test", entry(letter), model=trained, evaluation=scores)
+        promote(home, tmp_path, letter)
     (tmp_path / "model-e" / "fold-0" / "model.safetensors").write_text("overwritten by the next training")
 
-    champion = registry.read_champion(home)
+    champion = registry.read_champion(home).entry
     assert champion is not None and champion["model_digest"] == "e" * 64
     copy = Path(home) / champion["model"]
     assert (copy / "fold-0" / "model.safetensors").read_text() == "e"
@@ -150,33 +55,155 @@ def test_the_champion_survives_the_next_training_and_old_copies_go(tmp_path: Pat
 
 
 def test_a_refusal_is_written_down_and_leaves_the_champion(tmp_path: Path) -> None:
-    home, scores = str(tmp_path / "registry"), evaluation(tmp_path / "evaluation", [True] * 4)
-    first, second = model(tmp_path / "first", "first"), model(tmp_path / "second", "second")
-    registry.write_decision(home, "promoted", "none yet", entry("a"), model=first, evaluation=scores)
+    home = str(tmp_path / "registry")
+    promote(home, tmp_path, "a")
     before = (Path(home) / "champion.json").read_bytes()
     registry.write_decision(
-        home, "kept", "worse", {**entry("b"), "diff": -0.1}, model=second, evaluation=scores
+        home,
+        "kept",
+        "worse",
+        {**entry("b"), "diff": -0.1},
+        model="",
+        evaluation="",
+        champion=registry.read_champion(home),
     )
     assert (Path(home) / "champion.json").read_bytes() == before
     assert [line["decision"] for line in registry.read_history(home)] == ["promoted", "kept"]
     assert registry.read_history(home)[1]["diff"] == -0.1
 
 
-def test_a_crash_while_copying_leaves_the_old_champion(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    home, scores = str(tmp_path / "registry"), evaluation(tmp_path / "evaluation", [True] * 4)
-    registry.write_decision(
-        home, "promoted", "", entry("a"), model=model(tmp_path / "m", "1"), evaluation=scores
-    )
-    broken = model(tmp_path / "broken", "2")
+def test_a_crash_while_copying_leaves_the_old_champion(tmp_path: Path) -> None:
+    home = str(tmp_path / "registry")
+    promote(home, tmp_path, "a")
     (tmp_path / "evaluation" / "samples.parquet").unlink()
     (
         tmp_path / "evaluation" / "samples.parquet"
     ).mkdir()  # reading it as a file fails in the middle of the copy
     (tmp_path / "evaluation" / "samples.parquet" / "x").touch()
     with pytest.raises(OSError):
-        registry.write_decision(home, "promoted", "", entry("b"), model=broken, evaluation=scores)
-    champion = registry.read_champion(home)
-    assert champion is not None and champion["model_digest"] == "a" * 64
+        promote(home, tmp_path, "b")
+    assert champion_of(home) == "a"
     assert len(registry.read_history(home)) == 1
+
+
+def test_a_promotion_killed_before_its_line_in_the_history_is_completed_by_the_next_decision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = str(tmp_path / "registry")
+    promote(home, tmp_path, "a")
+    with monkeypatch.context() as killed:
+        killed.setattr(
+            shared_file, "append_line", lambda path, line: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            promote(home, tmp_path, "b")
+    assert champion_of(home) == "b" and len(registry.read_history(home)) == 1
+    promote(home, tmp_path, "c")
+    assert [line["model_digest"][0] for line in registry.read_history(home)] == ["a", "b", "c"]
+    assert registry.rollback(home)["model_digest"] == "b" * 64
+
+
+@pytest.fixture(params=["disk", "s3"])
+def home(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "disk":
+        return str(tmp_path / "registry")
+    server: S3Server = request.getfixturevalue("s3_server")
+    return storage.join(server.bucket("registry-tests"), tmp_path.name)
+
+
+def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(home: str, tmp_path: Path) -> None:
+    promote(home, tmp_path, "a")
+    seen = registry.read_champion(home)
+    for letter in "bcde":  # made beforehand, so that the threads below meet at the pointer
+        model(tmp_path / f"model-{letter}", weights=letter)
+    won, lost = [], []
+
+    def race(letter: str) -> None:
+        try:
+            won.append(promote(home, tmp_path, letter, champion=seen)["model_digest"][0])
+        except Conflict:
+            lost.append(letter)
+
+    threads = [threading.Thread(target=race, args=(letter,)) for letter in "bcde"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1 and len(lost) == 3
+    assert champion_of(home) == won[0]
+    assert [line["model_digest"][0] for line in registry.read_history(home)] == ["a", won[0]]
+
+
+def test_a_decision_against_a_champion_that_is_gone_is_not_written_down(home: str, tmp_path: Path) -> None:
+    promote(home, tmp_path, "a")
+    seen = registry.read_champion(home)
+    promote(home, tmp_path, "b")
+    with pytest.raises(Conflict):
+        registry.write_decision(home, "kept", "worse", entry("c"), model="", evaluation="", champion=seen)
+    assert len(registry.read_history(home)) == 2
+
+
+def test_lines_that_many_add_at_once_are_all_kept(home: str) -> None:
+    path = storage.join(home, "history.jsonl")
+    threads = [
+        threading.Thread(target=shared_file.append_line, args=(path, json.dumps({"n": n}))) for n in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(line["n"] for line in registry.read_history(home)) == list(range(6))
+
+
+def test_rolling_back_goes_down_the_pile_and_what_was_given_up_is_not_promoted_by_itself(
+    home: str, tmp_path: Path
+) -> None:
+    for letter in "abc":
+        promote(home, tmp_path, letter)
+    assert registry.rollback(home)["rolled_back_from"] == "c" * 64
+    assert champion_of(home) == "b"
+    champion = registry.read_champion(home).entry
+    assert champion is not None and champion["overall"] == 0.5
+    copy = storage.join(home, champion["model"], "fold-0", "model.safetensors")
+    assert storage.read_bytes(copy) == b"b"
+    assert "rolled back" in (registry.barred(home, "c" * 64) or "")
+    assert registry.barred(home, "b" * 64) is None
+
+    assert registry.rollback(home)["model_digest"] == "a" * 64
+    with pytest.raises(NoSuchModel, match="no model to go back to"):
+        registry.rollback(home)
+    assert champion_of(home) == "a"
+
+    registry.rollback(home, to="cccc")  # chosen on purpose
+    assert champion_of(home) == "c" and registry.barred(home, "c" * 64) is None
+    with pytest.raises(NoSuchModel, match="is the champion already"):
+        registry.rollback(home, to="c")
+
+
+def test_a_copy_that_was_forgotten_is_not_gone_back_to(tmp_path: Path) -> None:
+    home = str(tmp_path / "registry")
+    for letter in "abcd":
+        promote(home, tmp_path, letter)
+    with pytest.raises(NoSuchModel, match="is gone .the last 3 promoted models are kept"):
+        registry.rollback(home, to="a")
+    assert champion_of(home) == "d"
+
+
+def test_the_command_shows_lists_and_rolls_back(
+    home: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert registry.main(["show", home]) == 1
+    assert registry.main(["list", home]) == 1
+    for letter in "ab":
+        promote(home, tmp_path, letter)
+    capsys.readouterr()
+    assert registry.main(["show", home]) == 0
+    assert json.loads(capsys.readouterr().out)["model_digest"] == "b" * 64
+    assert registry.main(["rollback", home]) == 0
+    assert "the champion is " + "a" * 16 + " again" in capsys.readouterr().out
+    assert registry.main(["list", home]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and lines[2].startswith("*") and "rolled_back" in lines[2]
+    assert registry.main(["rollback", home]) == 1
+    assert "no model to go back to" in capsys.readouterr().err
+    assert registry.main(["show", "https://bucket/registry"]) == 2

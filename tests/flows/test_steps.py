@@ -8,16 +8,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+import requests
 
+from dataset_build.errors import StorageError
 from dataset_build.provenance import sha256_of_bytes
 from dataset_build.schema import SCHEMA_VERSION
 from flows import artifacts
 from flows.build_emobench import build_emobench
-from flows.evaluate_emollm import evaluation_folder, model_digest
+from flows.evaluate_emollm import evaluate_emollm, evaluation_folder, model_digest
 from flows.evaluate_emollm import plan as plan_evaluation
-from flows.steps import Step, work_of
-from flows.train_emollm import MissingInput, data_digest
+from flows.ray_jobs import JobFailed, JobLost, NoCluster
+from flows.retrain_emollm import jitter_s, retrain_emollm
+from flows.steps import Step, StepFailed, run_job, work_of, worth_another_try
+from flows.train_emollm import MissingInput, data_digest, train_emollm
 from flows.train_emollm import plan as plan_training
 
 
@@ -137,10 +142,60 @@ def test_parameters_are_checked_before_anything_starts(parameters: dict[str, Any
         build_emobench.validate_parameters({"recipe": "quickstart", **parameters})
 
 
-def test_the_parameters_are_described_for_the_prefect_page() -> None:
-    properties = build_emobench.parameters.properties
-    for name in ("recipe", "overrides", "force", "deadline_minutes"):
-        assert properties[name].get("description"), name
+@pytest.mark.parametrize("flow", [build_emobench, train_emollm, evaluate_emollm, retrain_emollm])
+def test_the_parameters_are_described_for_the_prefect_page(flow: Any) -> None:
+    properties = flow.parameters.properties
+    assert {"recipe", "force", "deadline_minutes"} <= set(properties)
+    for name, value in properties.items():
+        assert value.get("description"), name
+
+
+@pytest.mark.parametrize(
+    ("parameters", "field"),
+    [
+        ({"guard_rail": -0.01}, "guard_rail"),
+        ({"jitter_minutes": 1e9}, "jitter_minutes"),
+        ({"registry": ""}, "registry"),
+    ],
+)
+def test_what_a_retraining_refuses(parameters: dict[str, Any], field: str) -> None:
+    from prefect.exceptions import ParameterTypeError
+
+    with pytest.raises(ParameterTypeError, match=field):
+        retrain_emollm.validate_parameters({"recipe": "quickstart", **parameters})
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (NoCluster("the cluster does not answer"), True),
+        (StorageError("s3://bucket/x: S3 did not give it"), True),
+        (requests.exceptions.ConnectTimeout(), True),
+        (httpx.ConnectError("refused"), True),
+        (ConnectionResetError(), True),
+        (JobLost("job", "its process was killed", -9), True),
+        (JobFailed("job", "exit code 1", 1), False),
+        (JobFailed("job", "exit code 2", 2), False),
+        (JobFailed("job", "deadline"), False),
+        (StepFailed("it ended well, but"), False),
+        (MissingInput("run build-emobench first"), False),
+        (ValueError("sources.0.rot: unknown key"), False),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_only_what_may_work_later_is_tried_again(error: Exception, again: bool) -> None:
+    from prefect.states import Failed
+
+    assert worth_another_try(None, None, Failed(data=error)) == again
+    assert run_job.retry_condition_fn is worth_another_try and run_job.retries == 3
+
+
+def test_jitter_is_within_its_bound_differs_between_runs_and_not_between_tries() -> None:
+    waits = [jitter_s(f"run-{n}", 15) for n in range(50)]
+    assert all(0 <= wait <= 15 * 60 for wait in waits)
+    assert len({round(wait) for wait in waits}) > 40 and max(waits) > 600
+    assert jitter_s("run-1", 15) == waits[1]
+    assert jitter_s("run-1", 0) == 0
 
 
 def test_evaluation_lies_beside_the_model() -> None:
@@ -190,3 +245,14 @@ def test_scores_are_shown_with_intervals_gains_and_notes() -> None:
 
 def test_artifact_keys_are_what_prefect_takes() -> None:
     assert artifacts.key_of("counts", "My recipe_v1.2") == "counts-my-recipe-v1-2"
+
+
+def test_training_curves_are_a_table_of_evenly_spread_steps_and_a_line_that_shows_their_shape() -> None:
+    long = [{"step": step, "loss": 3.0 - step / 500} for step in range(1, 1001)]
+    rows = artifacts.curve_rows({"fold-0": long, "fold-1": long[:500]})
+    assert len(rows) == 40
+    assert rows[0] == {"step": 1, "fold-0": 2.998, "fold-1": 2.998}
+    assert rows[-1] == {"step": 1000, "fold-0": 1.0, "fold-1": ""}
+    assert artifacts.sparkline([3.0, 2.0, 1.0]) == "█▅▁"
+    assert artifacts.sparkline([2.0, float("nan"), 2.0]) == "▁▁"
+    assert artifacts.curve_rows({}) == [] and artifacts.sparkline([]) == ""

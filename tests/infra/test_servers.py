@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from infra import servers
+from infra.prefect_api import ApiError, PrefectApi
 
 
 def test_ray_refuses_clients_without_the_token(ray_cluster: servers.RayHead) -> None:
@@ -29,6 +30,20 @@ def test_a_task_runs_on_the_cluster(ray_session: servers.RayHead) -> None:
 
 def test_the_prefect_server_answers(prefect_server: servers.PrefectServer) -> None:
     assert servers.answers(f"{prefect_server.api_url}/health")
+
+
+def test_a_prefect_server_with_a_password_answers_nobody_without_it(
+    prefect_server: servers.PrefectServer,
+) -> None:
+    with pytest.raises(ApiError, match="401.*PREFECT_API_AUTH_STRING"):
+        PrefectApi(prefect_server.api_url).call("POST", "/flows/filter", {})
+    with pytest.raises(ApiError, match="401"):
+        PrefectApi(prefect_server.api_url, auth_string="emobench:guess").call("POST", "/flows/filter", {})
+    api = PrefectApi(prefect_server.api_url, auth_string=prefect_server.auth_string)
+    assert isinstance(api.call("POST", "/flows/filter", {}), list)
+    assert stat.S_IMODE(Path(prefect_server.auth_path).stat().st_mode) == 0o600
+    password = prefect_server.auth_string.partition(":")[2]
+    assert len(password) == 64 and password not in Path(prefect_server.process.log).read_text()
 
 
 def test_ending_a_server_ends_children_in_other_sessions_and_nothing_else(tmp_path: Path) -> None:

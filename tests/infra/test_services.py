@@ -143,7 +143,7 @@ def test_down_without_up_is_fine(tmp_path: Path) -> None:
 
 
 def test_the_api_says_what_the_server_said(prefect_server: servers.PrefectServer) -> None:
-    api = PrefectApi(prefect_server.api_url)
+    api = PrefectApi(prefect_server.api_url, auth_string=prefect_server.auth_string)
     with pytest.raises(ApiError, match="404"):
         api.deployment_id("no-such-flow/quickstart")
     with pytest.raises(ApiError, match="does not answer"):
