@@ -36,6 +36,7 @@ ENTRY_POINTS = (
     "flows.orphans",
     "infra.quickstart",
     "infra.samples",
+    "infra.check_manifests",
 )
 
 
