@@ -4,8 +4,8 @@ An answer is read in three steps; the first that says something decides.
 
 1. **Stated.** The whole answer, its first or last line, or what follows an announcement ("Answer:", "the answer is",
    "I choose", "option") is an option in one of the forms `C`, `(C)`, `C.`, `(C) joy`, `C: joy`, `joy`, in any case, with
-   any quotes or emphasis around. Behind a letter in brackets or with a full stop or colon, and behind Yes or No and a
-   comma, an explanation may follow. All that is stated must name the same option: a letter with another option's word,
+   any quotes or emphasis around. Behind a letter in brackets or with a full stop or colon, behind Yes or No and a
+   comma, and behind the sentence of an announcement, an explanation may follow. All that is stated must name the same option: a letter with another option's word,
    or two announcements that differ, are `unparsed`.
 2. **Refused.** `REFUSALS` lists the phrases.
 3. **Mentioned.** Exactly one option's word stands in the text, as a whole word and not negated. Yes and No are not
@@ -41,7 +41,7 @@ REFUSALS = (
     r"\bi (?:must|have to) (?:decline|refuse)\b",
     r"\b(?:sorry|unfortunately|i apologi[sz]e)\b.*\b(?:can ?not|can't|unable|not able|not possible|impossible)\b",
     r"\bsorry,? but\b",
-    r"^sorry$",
+    r"^sorry\W*$",
     r"\bas an? (?:ai|artificial intelligence|language model)\b",
     r"\b(?:it is|it's) (?:not possible|impossible) (?:to|for me)\b",
     r"\bnot (?:able|allowed|permitted) to (?:answer|help|assist|identify|determine|judge|comment)\b",
@@ -55,6 +55,7 @@ _NEGATED = re.compile(
     r"(?:\b(?:not|no|never|nor|neither|without|hardly|unlike|isn't|isnt|wasn't|aren't|don't|dont|doesn't|doesnt|didn't)"
     r"|\brather than|\binstead of)(?: \w+){0,2} $"
 )
+_SENTENCE_END = re.compile(r"[.;!?](?=\s)")
 _THOUGHT = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
 _YES_NO = frozenset({"yes", "no"})
 
@@ -135,7 +136,8 @@ class _Options:
                     not rest and match.end() == len(line) and number + 1 < len(lines)
                 ):  # "Answer:" and a new line
                     rest, last = lines[number + 1], cut_off and number + 1 == len(lines) - 1
-                found |= self._form(rest, ends=not last)
+                sentence, stop, _ = _SENTENCE_END.sub("\n", rest).partition("\n")
+                found |= self._form(rest, ends=not last) or (self._form(sentence) if stop else set())
         return found
 
     def _form(self, text: str, ends: bool = True) -> set[int | None]:
@@ -160,14 +162,15 @@ class _Options:
         place, rest = self.letters[letter], _words(text[match.end() :])
         if match[3]:  # a letter alone, which could be a word: only with its own option behind it
             return {place} if ends and rest == self.words[place] else set()
-        if self._begins(rest, place) or not self.mentioned(rest):
+        begun = self._begun(rest)
+        if begun == place or (begun is None and not self.mentioned(rest)):
             return {place}
         return {None}
 
-    def _begins(self, rest: str, place: int) -> bool:
-        """Whether the words behind a letter begin with its own option, and with no longer one."""
+    def _begun(self, rest: str) -> int | None:
+        """The option that the words behind a letter begin with; of several the longest."""
         begun = [words for words in self.words if words and f"{rest} ".startswith(f"{words} ")]
-        return bool(begun) and max(begun, key=len) == self.words[place]
+        return self.words.index(max(begun, key=len)) if begun else None
 
     def mentioned(self, text: str) -> set[int | None]:
         """Options whose words stand in a text; None among them for one that is negated. Longer ones hide those in them."""
