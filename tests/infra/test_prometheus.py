@@ -168,16 +168,18 @@ def is_about_a_build_or_the_cluster(query: Query) -> bool:
 
 
 def test_prefect_gives_its_metrics_to_who_knows_the_password_and_its_health_to_anyone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "emobench:a-password-of-the-test")
-    monkeypatch.setenv("PREFECT_SERVER_METRICS_ENABLED", "true")
-    server = servers.start_prefect_server(tmp_path / "home", tmp_path / "server.log")
+    server = servers.start_prefect_server(
+        tmp_path / "home",
+        tmp_path / "server.log",
+        auth_path=tmp_path / "prefect-auth",
+        extra_env={"PREFECT_SERVER_METRICS_ENABLED": "true"},
+    )
     try:
         servers.wait_until(server.healthy, server.process, 120)
         assert servers.get(f"{server.api_url}/metrics") is None
-        assert servers.get(f"{server.api_url}/flows/count") is None
-        word = base64.b64encode(b"emobench:a-password-of-the-test").decode()
+        word = base64.b64encode(server.auth_string.encode()).decode()
         metrics = servers.get(f"{server.api_url}/metrics", {"Authorization": f"Basic {word}"})
         assert metrics and b"prefect_" in metrics
     finally:
