@@ -183,7 +183,13 @@ def _attempts(client: JobSubmissionClient, name: str) -> dict[int, JobDetails]:
     """The jobs called `name`, `name-a2`, ... that the cluster knows, by attempt number."""
     pattern = re.compile(re.escape(name) + r"(?:-a(\d+))?")
     found = {}
-    for job in client.list_jobs():
+    try:
+        jobs = client.list_jobs()
+    except RuntimeError as error:
+        if not re.search(r"status code 5\d\d", str(error)):
+            raise
+        raise NoCluster(f"the Ray cluster cannot say which jobs it has: {redactor()(str(error))}") from error
+    for job in jobs:
         matched = pattern.fullmatch(job.submission_id or "")
         if matched:
             found[int(matched.group(1) or 1)] = job

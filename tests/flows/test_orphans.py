@@ -46,35 +46,27 @@ def test_only_jobs_whose_run_is_over_or_unknown_and_that_nobody_follows_are_stop
     running, crashed = flow_run(api, "RUNNING"), flow_run(api, "CRASHED")
     orphans.follow_openly(running, "orphan-followed-00")
     assert orphans.followers("orphan-followed-00") == {running}
-    jobs = {
-        "wanted": start(client, tmp_path, "orphan-wanted-00", running),
-        "crashed": start(client, tmp_path, "orphan-crashed-00", crashed),
-        "unknown": start(client, tmp_path, "orphan-unknown-00", str(uuid.uuid4())),
-        "followed": start(client, tmp_path, "orphan-followed-00", crashed),
-        "foreign": start(client, tmp_path, "orphan-foreign-00", crashed, server="elsewhere:4200/api"),
-        "kept": start(client, tmp_path, "orphan-kept-00", crashed),
-    }
-    orphaned = {jobs["crashed"], jobs["unknown"]}
+    wanted = start(client, tmp_path, "orphan-wanted-00", running)
+    left_behind = start(client, tmp_path, "orphan-left-00", crashed)
+    followed = start(client, tmp_path, "orphan-followed-00", crashed)
+    foreign = start(client, tmp_path, "orphan-foreign-00", str(uuid.uuid4()), server="elsewhere:4200/api")
 
-    assert orphans.main(["--dry-run"]) == 0
+    assert orphans.main(["--dry-run", "--every-server"]) == 0
     said = capsys.readouterr().out
-    assert all(f"{job}: " in said for job in (*orphaned, jobs["kept"])) and "would be stopped" in said
-    assert jobs["wanted"] not in said and jobs["followed"] not in said and jobs["foreign"] not in said
+    assert f"{left_behind}: its flow run " in said and "is Crashed: would be stopped" in said
+    assert f"{foreign}: its flow run " in said and "is unknown: would be stopped" in said
+    assert wanted not in said and followed not in said
+    assert orphans.sweep(client, keep="orphan-left-00") == [], "what the caller is about to attach to is kept"
 
-    found = orphans.sweep(client, keep="orphan-kept-00")
-    assert {orphan.job_id for orphan in found} == orphaned and all(orphan.stopped for orphan in found)
-    assert {orphan.job_id: orphan.why.split()[-1] for orphan in found} == {
-        jobs["crashed"]: "Crashed",
-        jobs["unknown"]: "unknown",
-    }
-    left = {job.submission_id for job in client.list_jobs() if not job.status.is_terminal()}
-    assert left >= set(jobs.values()) - orphaned and not left & orphaned
+    assert orphans.main([]) == 0
+    assert capsys.readouterr().out.splitlines()[0].endswith("is Crashed: stopped")
+    going_on = {job.submission_id for job in client.list_jobs() if not job.status.is_terminal()}
+    assert going_on >= {wanted, followed, foreign} and left_behind not in going_on
 
-    assert orphans.stop_jobs_of(client, running) == [jobs["wanted"]]
-    assert set(orphans.stop_jobs_of(client, crashed)) == {jobs["foreign"], jobs["kept"]}
-    assert not client.get_job_status(jobs["followed"]).is_terminal(), "a run that still follows it needs it"
+    assert orphans.stop_jobs_of(client, running) == [wanted]
+    assert orphans.stop_jobs_of(client, crashed) == [], "another open run follows that job"
     api.set_state(running, "COMPLETED", "done", force=True)
-    assert [orphan.job_id for orphan in orphans.sweep(client)] == [jobs["followed"]]
+    assert {orphan.job_id for orphan in orphans.sweep(client, every_server=True)} == {followed, foreign}
 
 
 def test_without_a_prefect_server_nothing_is_stopped(

@@ -180,6 +180,38 @@ def test_rolling_back_goes_down_the_pile_and_what_was_given_up_is_not_promoted_b
         registry.rollback(home, to="c")
 
 
+def test_models_are_copied_between_disk_and_s3_in_every_direction(
+    s3_server: S3Server, tmp_path: Path
+) -> None:
+    trained, scores = (
+        Path(model(tmp_path / "model", "weights")),
+        Path(evaluation(tmp_path / "scores", [True])),
+    )
+    bucket = s3_server.bucket("copy-tests")
+    s3_server.upload(trained, f"{bucket}/model")
+    s3_server.upload(scores, f"{bucket}/scores")
+    for source in (str(tmp_path), bucket):
+        for home in (str(tmp_path / f"of-{source[:2].strip('/')}"), f"{bucket}/of-{source[:2].strip('/')}"):
+            registry.write_decision(
+                home,
+                "promoted",
+                "test",
+                entry("a"),
+                model=storage.join(source, "model"),
+                evaluation=storage.join(source, "scores"),
+                champion=registry.read_champion(home),
+            )
+            folder = storage.join(home, f"models/{'a' * 16}")
+            assert storage.list_files(folder) == [
+                "evaluation/report.html",
+                "evaluation/results.json",
+                "evaluation/samples.parquet",
+                "model/fold-0/model.safetensors",
+                "model/training.json",
+            ]
+            assert storage.read_bytes(storage.join(folder, "model/fold-0/model.safetensors")) == b"weights"
+
+
 def test_a_copy_that_was_forgotten_is_not_gone_back_to(tmp_path: Path) -> None:
     home = str(tmp_path / "registry")
     for letter in "abcd":

@@ -49,9 +49,14 @@ def test_every_flow_is_deployed_twice_and_no_schedule_is_active(local_services: 
     assert {deployment["name"] for deployment in found} == {"quickstart", "smoke"}
     assert all(deployment["description"] and deployment["tags"] for deployment in found)
     assert all(deployment["global_concurrency_limit"]["limit"] == 1 for deployment in found)
+    automations = api.call("POST", "/automations/filter", {})
+    assert len(automations) == 2 and all(automation["enabled"] for automation in automations)
+    (pool,) = api.call("POST", "/work_pools/filter", {})
+    assert (pool["name"], pool["concurrency_limit"]) == (services.POOL, 8)
     schedules = [schedule for deployment in found for schedule in deployment["schedules"]]
     assert [schedule["active"] for schedule in schedules] == [False]
     assert schedules[0]["schedule"]["timezone"] == "Europe/Berlin"
+    assert schedules[0]["parameters"] == {"jitter_minutes": 15}
 
 
 def test_the_env_file_makes_prefect_and_ray_find_the_services(local_services: services.Services) -> None:
@@ -124,6 +129,31 @@ def test_up_repairs_what_was_killed_and_marks_its_runs_as_crashed(
     state = PrefectApi(repaired.prefect.api_url).run(run["id"])
     assert state["state_type"] == "CRASHED" and "stopped while it ran" in state["state"]["message"]
     local_services.prefect, local_services.worker = repaired.prefect, repaired.worker
+
+
+@pytest.mark.slow
+def test_with_a_password_only_who_has_it_reaches_prefect_and_it_is_in_its_own_file_only(
+    tmp_path: Path,
+) -> None:
+    home = tmp_path / "services"
+    running = services.up(home, auth=True)
+    try:
+        assert running.prefect
+        with pytest.raises(ApiError, match="401"):
+            PrefectApi(running.prefect.api_url).call("POST", "/deployments/filter", {})
+        script = f". {home}/env && {sys.executable} -m prefect deployment ls -o json"
+        env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_API")}
+        result = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=60, env=env)
+        assert result.returncode == 0, result.stderr
+        assert len(json.loads(result.stdout)) == 8
+        assert running.all_healthy(), "the worker must know the password too"
+        password = (home / "prefect-auth").read_text().partition(":")[2]
+        assert len(password) == 64 and stat.S_IMODE((home / "prefect-auth").stat().st_mode) == 0o600
+        for file in home.rglob("*"):
+            if file.is_file() and file.name != "prefect-auth":
+                assert password.encode() not in file.read_bytes(), f"{file} holds the password"
+    finally:
+        services.down(home)
 
 
 def test_a_service_that_cannot_start_ends_the_others_and_says_why(
