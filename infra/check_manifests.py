@@ -76,6 +76,8 @@ def compose(path: Path) -> list[str]:
             if not str(port).startswith("127.0.0.1:"):
                 found.append(f"services.{name}.ports: {port}: publish it on 127.0.0.1 only")
         environment = service.get("environment", {})
+        if isinstance(environment, list):
+            environment = dict(entry.partition("=")[::2] for entry in environment)
         for variable, value in environment.items():
             if _holds_secret(variable, value) and "${" not in str(value):
                 found.append(

@@ -40,6 +40,11 @@ MISTAKES = {
         "hunter2hunter2\n    volumes",
         "from .env",
     ),
+    "a password written down in a list": (
+        "    environment: *ray-environment\n    secrets: [ray_token]\n    shm_size: 2gb",
+        "    environment: [RAY_AUTH_MODE=token, AWS_SECRET_ACCESS_KEY=hunter2hunter2]\n    shm_size: 2gb",
+        "from .env",
+    ),
     "a container on the host's network": ("shm_size: 2gb", "network_mode: host", "host's network"),
 }
 
