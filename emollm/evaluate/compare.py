@@ -116,8 +116,8 @@ def _answers(run: Run, sub_task: str) -> _Answers:
     rows = _rows(run, sub_task).sort_by("uid")
     real = rows.filter(pc.invert(rows["demonstration"]))
     counted = real if real.num_rows else rows
-    columns = [counted[name].to_pylist() for name in ("uid", "group", "correct")]
-    return _Answers(*columns, demonstration=not real.num_rows)
+    uids, groups, correct = (counted[name].to_pylist() for name in ("uid", "group", "correct"))
+    return _Answers(uids, groups, correct, demonstration=not real.num_rows)
 
 
 def _difference(first: _Answers, second: _Answers, draws: int, seed: int) -> Difference:
