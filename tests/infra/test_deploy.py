@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from infra import deploy, servers
+from infra.kubernetes_schemas import problems
 from infra.prefect_api import PrefectApi
 from infra.servers import PROJECT_ROOT
 
@@ -61,6 +62,10 @@ def test_a_flow_run_in_kubernetes_is_locked_down_and_gets_its_secrets_by_name() 
     (container,) = pod["containers"]
     assert pod["securityContext"]["runAsNonRoot"] and not pod["automountServiceAccountToken"]
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    job = filled(manifest, template["variables"]["properties"])
+    # The worker asks for a name to be generated; the schema of what people write wants one.
+    assert job["metadata"].pop("generateName") == "flow-run-"
+    assert problems({**job, "metadata": {**job["metadata"], "name": "flow-run"}}) == []
     variables = set(template["variables"]["properties"])
     used = set(re.findall(r"\{\{ *(\w+) *\}\}", json.dumps(template["job_configuration"])))
     assert used <= variables, used - variables
@@ -74,6 +79,22 @@ def test_a_flow_run_in_kubernetes_is_locked_down_and_gets_its_secrets_by_name() 
         source["configMapRef"]["name"] for source in container["envFrom"] if "configMapRef" in source
     )
     assert f"name: {config}" in base
+
+
+def filled(value: Any, variables: dict[str, Any]) -> Any:
+    """The manifest as the worker makes it: placeholders by their defaults, what has none left out, `env` as a list."""
+    if isinstance(value, dict):
+        found = {name: filled(inner, variables) for name, inner in value.items()}
+        return {name: inner for name, inner in found.items() if inner is not None}
+    if isinstance(value, list):
+        return [filled(inner, variables) for inner in value]
+    if not isinstance(value, str) or "{{" not in value:
+        return value
+    name = value.strip("{} -")
+    default = "flow-run" if name == "name" else variables[name].get("default")
+    if name == "env":
+        return [{"name": key, "value": text} for key, text in default.items()]
+    return f"{default}-" if value.endswith("-") else default
 
 
 def test_automations_are_created_once_and_replaced_after_that(prefect_server: servers.PrefectServer) -> None:
