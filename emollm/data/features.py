@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dataset_build.progress import Progress
 from emollm.data.collate import AnyProcessor, Encoded
+from emollm.data.emobench import DataError
 from emollm.model.base import EmoLLMBase
 from emollm.model.emollm import EmoLLM
 from emollm.model.families import Visual
@@ -65,30 +66,36 @@ class FeatureStore:
         """Compute the features of these rows, this rank's share of them, and share them among all; as many as are kept.
 
         `rows`, with their media decoded, come in the order of their `keys`; only as many are taken as there is room for.
+        Raises DataError on all ranks where one of them cannot read its rows.
         """
         if not self.limit_bytes:
             return
         computed: dict[str, Features] = {}
+        problem = ""
         room = (self.limit_bytes - self.used_bytes) / world
         with (
             Progress("looking at pictures", total=len(keys), unit="media")
             if keys and rank == 0
             else contextlib.nullcontext()
         ) as progress:
-            for key, row in zip(keys, rows):
-                computed[key] = compute(row, model, processor)
-                room -= computed[key].n_bytes
-                if progress is not None:
-                    progress.advance()
-                if room <= 0:  # more would be computed, sent to all ranks and thrown away
-                    break
-        shares: list[Any] = [computed]
+            try:
+                for key, row in zip(keys, rows):
+                    computed[key] = compute(row, model, processor)
+                    room -= computed[key].n_bytes
+                    if progress is not None:
+                        progress.advance()
+                    if room <= 0:  # more would be computed, sent to all ranks and thrown away
+                        break
+            except DataError as error:
+                problem = str(error)
+        shares: list[Any] = [(computed, problem)]
         if world > 1:
             shares = [None] * world
-            dist.all_gather_object(shares, computed)
-        for key, features in sorted(
-            (pair for share in shares for pair in share.items()), key=lambda pair: pair[0]
-        ):
+            dist.all_gather_object(shares, (computed, problem))
+        if problems := [said for _, said in shares if said]:
+            raise DataError("; ".join(problems))
+        found = {key: features for share, _ in shares for key, features in share.items()}
+        for key, features in sorted(found.items()):
             size = features.n_bytes
             if self.used_bytes + size <= self.limit_bytes:
                 self.used_bytes += size

@@ -114,16 +114,26 @@ def bits(rows: list[list[list[Encoded]]]) -> list:
     ]
 
 
+class JustRead(Encoder):
+    """Makes a row of one token of each row."""
+
+    def text(self, row: dict) -> Encoded:
+        return Encoded(row["uid"], [1], [1], [], [], [], 0, [], None)
+
+
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_1003_samples_are_read_exactly_once_an_epoch_by_the_streams_of_all_ranks(
     thousand: Path, tiny_recipe: TrainRecipe, tmp_path_factory: pytest.TempPathFactory, world: int
 ) -> None:
     out = tmp_path_factory.getbasetemp() / "thousand-out"  # shared: the index is made once
     read = Read(recipe_over(tiny_recipe, thousand, out, shuffle_rows=200, shuffle_files=3))
+    whole = world == 2  # elsewhere rows are only read: encoding them has no part in which come
+    if not whole:
+        read.rows.encoder = JustRead(*read.encoder)
     seen = [Counter[str]() for _ in range(3)]
     for rank in range(world):
         plan = read.plan(world, rank)
-        with read.stream(world, rank) as stream:
+        with read.stream(world, rank, media=whole) as stream:
             for step, found in zip(plan, stream, strict=True):
                 for numbers, rows in zip(step.micro_batches, found, strict=True):
                     if numbers:
