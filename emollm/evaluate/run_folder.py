@@ -44,10 +44,7 @@ def read_run(folder: str) -> Run:
 
 def read_results(folder: str) -> dict[str, Any]:
     path = storage.join(folder, RESULTS)
-    try:
-        results: dict[str, Any] = storage.read_json(path)
-    except json.JSONDecodeError as error:
-        raise EvaluationError(f"{path}: no JSON ({error}); run `emollm evaluate` again") from error
+    results: dict[str, Any] = storage.read_json(path)
     validate(results, path)
     return results
 
