@@ -131,7 +131,9 @@ def everything() -> Iterator[tuple[str, list[str]]]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m infra.check_manifests", description=__doc__.splitlines()[0]
+        prog="python -m infra.check_manifests",
+        description=__doc__.splitlines()[0],
+        epilog="exit codes: 0 all fine, 1 something is wrong, 2 packages are missing",
     )
     parser.add_argument(
         "folder", nargs="*", type=Path, help="kustomizations of your own; default: all of infra/"
