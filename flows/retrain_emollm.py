@@ -73,9 +73,8 @@ def retrain_emollm(
     Returns:
         the decision (promoted, kept or unchanged), its reason, and how each step went
     """
-    build = load_build_recipe(
-        build_recipe or recipe, build_overrides
-    )  # both are checked before anything starts
+    # Both recipes are checked before anything starts.
+    build = load_build_recipe(build_recipe or recipe, build_overrides)
     train_overrides = _with_data(load_train_recipe(recipe, train_overrides), build.out, train_overrides)
     loaded = load_train_recipe(recipe, train_overrides)
     folder, run_id = registry or registry_folder(loaded), root_flow_run_id()

@@ -119,9 +119,8 @@ def run_job(step: Step, force: bool, deadline_minutes: float) -> Outcome:
     from flows.artifacts import ProgressArtifact
 
     began, logger, owner = time.monotonic(), get_run_logger(), root_flow_run_id()
-    force = (
-        force and (task_run.run_count or 1) <= 1
-    )  # the attempt after a lost one goes on from its finished parts
+    if (task_run.run_count or 1) > 1:
+        force = False  # the attempt after a lost one goes on from what that one finished
     work = work_of(step, force=force, deadline_minutes=deadline_minutes, owner=owner)
     client = ray_jobs.connect()
     orphans.follow_openly(owner, work.name)
