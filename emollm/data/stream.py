@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterator, Sequence
+from multiprocessing import forkserver
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -127,6 +128,13 @@ class Stream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def start_server(loader: LoaderConfig) -> None:
+    """Start the process that decode workers are forked from, and do not wait: it imports for some seconds."""
+    if loader.decode_workers:
+        _forkserver()
+        forkserver.ensure_running()
 
 
 def _forkserver() -> Any:

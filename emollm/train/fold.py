@@ -22,7 +22,7 @@ from emollm.data.index import RowIndex, make_index, stored_index
 from emollm.data.packing import first_fit, pack
 from emollm.data.plan import Step, plan_training, planned_rows
 from emollm.data.rows import Rows
-from emollm.data.stream import Steps, Stream
+from emollm.data.stream import Steps, Stream, start_server
 from emollm.model.base import EmoLLMBase
 from emollm.model.emollm import EmoLLM
 from emollm.model.foundations import read_config
@@ -117,6 +117,7 @@ def validating(index: RowIndex, recipe: TrainRecipe, fold: int) -> RowIndex | No
 
 def prepare(recipe: TrainRecipe, fold: int, rank: int, world: int, features: FeatureStore) -> Fold:
     """Model, index, plan and reader of one protocol."""
+    start_server(recipe.loader)
     model, processor = initial_model(recipe, recipe.seed)
     encoder = row_encoder(recipe, processor)
     whole = shared_index(recipe, encoder, rank, world)
