@@ -45,6 +45,10 @@ class TrainingPrompt(NamedTuple):
             return self.style
         return "direct" if _share(uid) < self.mixed_share else "emoprompt"
 
+    def afterwards(self) -> TrainingPrompt:
+        """How the trained model will be asked: without rationales, and directly where it was `mixed`."""
+        return TrainingPrompt("emoprompt" if self.style == "emoprompt" else "direct")
+
     def rationale_of(self, uid: str) -> str | None:
         """What this row says before its answer; None for a row without an accepted rationale or asked directly."""
         return self.rationales.get(uid) if self.style_of(uid) == "emoprompt" else None

@@ -65,13 +65,16 @@ class Validation:
     def __init__(self, state: Fold) -> None:
         index = state.validation
         assert index is not None
+        # Asked as the trained model will be: a rationale, written with the label in view, would give it away.
+        encoder = state.rows.encoder
+        encoder = encoder._replace(training=encoder.training.afterwards())
         # A row a sequence, so that the tokens of a row are known; as many rows a batch as in training.
         unpacked = state.recipe.tune.model_copy(update={"packing": False})
         self.state = replace(
             state,
             recipe=state.recipe.model_copy(update={"tune": unpacked}),
             index=index,
-            rows=Rows(state.recipe.data, index, state.rows.encoder, state.recipe.loader),
+            rows=Rows(state.recipe.data, index, encoder, state.recipe.loader),
             steps=[],
         )
         by_length = sorted(range(len(index)), key=lambda row: (-index.lengths[row], row))

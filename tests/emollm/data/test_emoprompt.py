@@ -101,6 +101,17 @@ def test_mixed_asks_a_fixed_share_directly_by_uid_and_all_directly_afterwards(pr
     assert SCAFFOLDS["emo_c"] not in processor.decode(asked.input_ids)
 
 
+def test_validation_asks_as_the_trained_model_will_be_asked(processor):
+    row = sample(1, fold=0, split="val", label="joy")
+    for style in ("direct", "emoprompt", "mixed"):
+        processor.prompt = style
+        training = TrainingPrompt(style, 0.0, {UID: RATIONALE}).afterwards()
+        validated = encode_text(row, processor, supervise=True, training=training)
+        scored = encode_text(row, processor, supervise=False)
+        assert validated.input_ids[: len(scored.input_ids)] == scored.input_ids
+        assert validated.rationale == "none"
+
+
 def test_the_style_is_saved_with_the_processor_and_an_unknown_one_is_refused(processor, tmp_path):
     processor.prompt = "mixed"
     processor.save_pretrained(tmp_path)
