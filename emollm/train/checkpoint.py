@@ -214,7 +214,9 @@ def disk_trouble(folder: Path) -> Iterator[None]:
     except (OSError, RuntimeError) as error:
         if not _no_room(error):
             raise
-        free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
+        free = shutil.disk_usage(
+            next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        ).free
         raise CheckpointError(
             f"{folder}: cannot be written to: {error}; {data_size(free)} are free there. Make room (old runs, "
             "downloads) or move out to a larger disk, and start the training again: it goes on from the newest whole "

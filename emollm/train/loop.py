@@ -93,6 +93,18 @@ def train_fold(
 
     Raises CheckpointError where there are checkpoints that it must not go on from, or where a disk is full.
     """
+    with disk_trouble(Path(recipe.out)):
+        return _train_fold(recipe, fold, inputs_digest, report, features, resume)
+
+
+def _train_fold(
+    recipe: TrainRecipe,
+    fold: int,
+    inputs_digest: str,
+    report: Report | None,
+    features: FeatureStore | None,
+    resume: Resume,
+) -> dict[str, Any]:
     rank, world = ensure_process_group()
     if done := finished_fold(recipe, fold, inputs_digest, resume):
         return done
@@ -129,10 +141,7 @@ def train_fold(
         kept["changes"] += changes(newest, inputs_digest, world)
         if rank == 0:
             print(f"fold {fold}: goes on at step {newest.step + 1} of {len(state.steps)}", flush=True)
-    with disk_trouble(Path(recipe.out)):
-        steps_done = run_steps(
-            state, engine, checkpoints, newest.step if newest else 0, kept, report, validation
-        )
+    steps_done = run_steps(state, engine, checkpoints, newest.step if newest else 0, kept, report, validation)
     if kept["best"]:
         put_trained_state(engine, checkpoints.load_best(kept["best"]["file"]))
     align_losses = kept["align_losses"]
@@ -152,8 +161,7 @@ def train_fold(
         "checkpoints": {"saved": len(kept["saves"]), "seconds": round(sum(kept["saves"]), 3)},
         "seconds": round(time.monotonic() - started, 1),
     }
-    with disk_trouble(Path(recipe.out)):
-        export_fold(state, engine, result)
+    export_fold(state, engine, result)
     if rank == 0:
         checkpoints.remove_all()
     engine.destroy()

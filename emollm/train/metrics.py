@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from dataset_build import storage
 from dataset_build.progress import Progress
 from dataset_build.ray_local import Metrics
 from emollm.train.ray_metrics import METRICS
@@ -29,7 +30,8 @@ class MetricsWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._log_every = log_every
         kept = [line for line in read_metrics(str(self.path)) if line["step"] <= done_steps]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        # Whole or not at all: a kill in the middle would lose the lines of steps that are not done again.
+        storage.write_bytes(str(self.path), "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._stream = self.path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=done_steps or None)
         self._progress = Progress(

@@ -78,6 +78,15 @@ def train(
     `force` removes what is there first, finished folds and checkpoints alike. Without it, an unfinished training of other
     inputs in OUT is an error (see `emollm.train.resume`); a finished one is replaced.
     """
+    from emollm.train.checkpoint import disk_trouble
+
+    with disk_trouble(Path(recipe.out)):
+        return _train(recipe, force, allow_world_size_change, allow_code_change)
+
+
+def _train(
+    recipe: TrainRecipe, force: bool, allow_world_size_change: bool, allow_code_change: bool
+) -> dict[str, Any]:
     from emollm.train.fold import row_encoder, trainable, validating
     from emollm.train.loop import finished_fold
     from emollm.train.ray_worker import train_under_ray
