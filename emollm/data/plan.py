@@ -46,7 +46,7 @@ def epoch_rows(
     a key in an epoch, each of its n rows is taken ⌊c/n⌋ or ⌈c/n⌉ times in any epoch, and ⌊e·c/n⌋ or ⌈e·c/n⌉ times
     in the first e epochs together: equally often, give or take one.
 
-    With `places` and `loader` the rows are mixed in windows (`in_windows`), else all with all.
+    With `places` and `loader` many rows are mixed in windows, else all with all (`mixed`).
     Raises DataError where `mix` names a key that is not in the data, or leaves no rows.
     """
     numbers: dict[str, list[int]] = {}
@@ -66,11 +66,20 @@ def epoch_rows(
         chosen += [walk[(epoch * count + i) % len(walk)] for i in range(count)]
     if not chosen:
         raise DataError("mix takes no rows at all; give at least one source/sub_task more than 0")
-    shuffle = random.Random(f"{seed}/order/{epoch}")
-    if loader is None or not places or not 0 < loader.shuffle_rows < len(chosen):
-        shuffle.shuffle(chosen)
-        return chosen
-    return list(in_windows(chosen, places, loader.shuffle_rows, loader.shuffle_files, shuffle))
+    return mixed(
+        chosen, places, loader or LoaderConfig(shuffle_rows=0), random.Random(f"{seed}/order/{epoch}")
+    )
+
+
+def mixed(
+    rows: Sequence[int], places: Sequence[Place], loader: LoaderConfig, shuffle: random.Random
+) -> list[int]:
+    """The rows in random order: all with all where there are few, or `loader.shuffle_rows` is 0, else in windows."""
+    if 0 < loader.shuffle_rows < len(rows):
+        return list(in_windows(rows, places, loader.shuffle_rows, loader.shuffle_files, shuffle))
+    order = list(rows)
+    shuffle.shuffle(order)
+    return order
 
 
 def in_windows(

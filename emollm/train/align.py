@@ -10,16 +10,18 @@ Shape suffixes: B rows of a batch, L width of the language model, K labels of a 
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from emollm.config import AlignConfig
+from emollm.config import AlignConfig, LoaderConfig
 from emollm.data.collate import Encoded
 from emollm.data.features import Features
 from emollm.data.index import RowIndex
+from emollm.data.plan import mixed
 from emollm.model.emollm import EmoLLM
 from emollm.model.processor import EmoLLMProcessor
 
@@ -30,6 +32,7 @@ def align(
     index: RowIndex,
     look: Callable[[list[list[int]]], Iterator[list[tuple[Encoded, Features]]]],
     config: AlignConfig,
+    loader: LoaderConfig,
     seed: int,
 ) -> list[float]:
     """Train MVP in place; returns the loss of every step. Deterministic: every rank gets the same weights.
@@ -48,7 +51,7 @@ def align(
     optimizer = torch.optim.AdamW(
         scene.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
-    order = _endless(rows, seed)
+    order = _endless(rows, index, loader, seed)
     batches = [[next(order) for _ in range(min(config.batch_size, len(rows)))] for _ in range(config.steps)]
     losses = []
     for step, (batch, found) in enumerate(zip(batches, look(batches))):
@@ -93,10 +96,6 @@ def _pooled_patches(model: EmoLLM, row: Encoded, features: Features) -> Tensor:
     return model.projector.pool(features.patches, row.media_frames)
 
 
-def _endless(rows: Sequence[int], seed: int) -> Iterator[int]:
-    turn = 0
-    while True:
-        order = list(rows)
-        random.Random(f"{seed}/align/{turn}").shuffle(order)
-        yield from order
-        turn += 1
+def _endless(rows: Sequence[int], index: RowIndex, loader: LoaderConfig, seed: int) -> Iterator[int]:
+    for turn in itertools.count():
+        yield from mixed(rows, index.places, loader, random.Random(f"{seed}/align/{turn}"))

@@ -225,7 +225,8 @@ def align_fold(state: Fold) -> list[float]:
     started = time.monotonic()
     model, processor = state.model, state.processor
     assert isinstance(model, EmoLLM) and isinstance(processor, EmoLLMProcessor)
-    losses = align(model, processor, state.index, state.look, state.recipe.align, state.recipe.seed)
+    recipe = state.recipe
+    losses = align(model, processor, state.index, state.look, recipe.align, recipe.loader, recipe.seed)
     if losses and state.rank == 0:
         print(
             f"fold {state.number}: aligned pictures with label words in {len(losses)} steps, "

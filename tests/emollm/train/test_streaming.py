@@ -16,7 +16,9 @@ from emollm.data.rows import Rows
 from emollm.train.fold import look_at_pictures, prepare
 from emollm.train.loop import train_fold
 from emollm.train.metrics import read_metrics
+from emollm.train.run import train
 from tests.emollm.data.test_stream import drawn, write_rows
+from tests.fixtures.s3_server import S3Server
 
 
 class Stop(RuntimeError):
@@ -94,3 +96,17 @@ def test_the_share_of_time_waiting_for_data_is_that_of_the_stream(
     for line in read_metrics(str(tmp_path / "fold-0" / "log" / "metrics.jsonl")):
         waited = line["data_wait_share"] * line["seconds"]
         assert waited == pytest.approx(0.2 * line["rows"], rel=0.5), "five rows a step, 0.2 s each"
+
+
+@pytest.mark.slow
+def test_under_ray_train_from_s3_with_decode_workers(
+    ray_session, s3_server: S3Server, small_emobench: Path, tiny_recipe: TrainRecipe, tmp_path: Path
+) -> None:
+    bucket = s3_server.bucket("ray-train-streams")
+    s3_server.upload(small_emobench, f"{bucket}/emobench")
+    cache = tmp_path / "cache"
+    recipe = with_loader(tiny_recipe, tmp_path / "out", 0, decode_workers=2, cache_folder=str(cache))
+    training = train(recipe.model_copy(update={"data": f"{bucket}/emobench"}))
+    assert [fold["world_size"] for fold in training["folds"]] == [2, 2]
+    assert all(fold["samples_seen"] == 2 * fold["rows"] for fold in training["folds"])
+    assert len(list(cache.glob("*.parquet"))) == 2
