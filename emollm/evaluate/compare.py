@@ -191,7 +191,7 @@ def print_comparison(first: Run, second: Run, comparison: Comparison) -> None:
         title = SUB_TASK_NAMES[name].partition(" (")[0] + (" (demonstration)" if it.demonstration else "")
         table.add_row(
             escape(title), str(it.n), str(it.clusters), percent(it.first), percent(it.second), points(it.diff),
-            f"{points(it.ci95.low)} to {points(it.ci95.high)}", str(it.test.only_first), str(it.test.only_second),
+            "one group" if it.clusters == 1 else f"{points(it.ci95.low)} to {points(it.ci95.high)}", str(it.test.only_first), str(it.test.only_second),
             p_value(it.test.p),
         )  # fmt: skip
     overall = comparison.overall

@@ -16,9 +16,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from emollm.evaluate.statistics import TaskScores as TaskScores
-from emollm.evaluate.statistics import mean_over_tasks as mean_over_tasks  # still taken from here by flows
-
 # Equal widths over 0 to 1, a bin holding its upper bound; as in Guo et al. 2017, "On calibration of modern neural networks".
 CALIBRATION_BINS = 15
 

@@ -32,12 +32,12 @@
     if (status !== "ok") return `${answer || "nothing"} (${status.replace("_", " ")})`;
     return counts && counts !== answer ? `${answer} (counts as ${counts})` : answer;
   };
-  const picture = (place, large) => {
+  const picture = (place) => {
     const number = index.pictures[place];
     if (number === undefined) return null;
     const [uri, frames] = media[number], image = make("img", frames > 1 ? "clip" : "");
-    const box = make("div", index.demo[place] ? "pic wide" : large ? "pic" : "pic");
-    image.src = uri; image.alt = ""; image.decoding = "async"; image.loading = "lazy";
+    const box = make("div", index.demo[place] ? "pic wide" : "pic");
+    image.src = uri; image.alt = ""; image.decoding = "async";
     image.style.setProperty("--n", frames);
     box.append(image);
     return box;
@@ -142,7 +142,7 @@
     const gold = make("div", "", "gold "), box = make("div", "verdict");
     gold.append(make("b", "", goldOf(place)));
     box.append(gold, ...runs.map((of, n) => verdict(place, of, runs.length > 1 ? `${letter(n)} ` : "")));
-    const shown = picture(place, true), rest = make("div");
+    const shown = picture(place), rest = make("div");
     body.replaceChildren(title, make("p", "small soft", (index.demo[place] ? `${data.demonstration}; ` : "") + texts[index.source[place]]), ...(shown ? [shown] : []), box, rest);
     const at = found.indexOf(place);
     byId("sample-back").disabled = at <= 0;

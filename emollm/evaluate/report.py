@@ -186,7 +186,7 @@ def _pictures(
         if storage.exists(storage.join(data, "manifest.json")):
             notice = "Without pictures: none of these samples has one that can be read."
     elif len(pictures) < len(rows):
-        notice = f"Pictures of {len(pictures)} of {len(rows)} samples are on this page, to keep it small."
+        notice = f"Pictures of {len(pictures)} of {len(rows)} samples are on this page."
     else:
         notice = ""
     return pictures, [[uri, frames[uri]] for uri in number], notice
@@ -214,7 +214,12 @@ def statements(entry: dict[str, Any]) -> list[dict[str, str]]:
     for name, other in {**entry["baselines"], **entry.get("references", {})}.items():
         low, high = other["diff_ci95"]
         gain = f"{charts.points(other['diff'])} points, 95 % interval {charts.points(low)} to {charts.points(high)}"
-        if low > 0:
+        if entry.get("clusters") == 1:
+            verdict, text = (
+                "open",
+                f"One group of samples says nothing about {BASELINE_NAMES[name]} ({gain}).",
+            )
+        elif low > 0:
             verdict, text = "better", f"Better than {BASELINE_NAMES[name]} ({gain})."
         elif high < 0:
             verdict, text = "worse", f"Worse than {BASELINE_NAMES[name]} ({gain})."
@@ -238,8 +243,8 @@ def summary(results: dict[str, Any]) -> list[str]:
         f"over {len(overall['sub_tasks'])} sub-task{'s' if len(overall['sub_tasks']) != 1 else ''}: {names}."
     ]
     for name, entry in tasks.items():
-        beaten = [SHORT_NAMES[b] for b, other in entry["baselines"].items() if other["diff_ci95"][0] > 0]
-        rest = [SHORT_NAMES[b] for b, other in entry["baselines"].items() if other["diff_ci95"][0] <= 0]
+        beaten = [SHORT_NAMES[b] for b, other in entry["baselines"].items() if other["beaten"]]
+        rest = [SHORT_NAMES[b] for b, other in entry["baselines"].items() if not other["beaten"]]
         parts = []
         if beaten:
             parts.append(f"beats {_listed(beaten)}")

@@ -110,7 +110,8 @@ def _score_task(records: Sequence[Record], demonstration: bool, recipe: Evaluate
             "ci95": bounds(f"their {name}"),
             "diff": metrics.accuracy(correct) - metrics.accuracy(theirs),
             "diff_ci95": bounds(f"gain {name}"),
-            "beaten": low > 0,
+            "beaten": low > 0
+            and n_clusters > 1,  # of one cluster, the interval has no width and shows nothing
         }
     if of_yes is not None:
         entry["auroc"] = metrics.auroc(is_yes, of_yes)
@@ -216,6 +217,7 @@ def _overall(in_overall: dict[str, list[Record]], recipe: EvaluateRecipe) -> dic
         name: [float(record.verdict.correct) for record in records] for name, records in in_overall.items()
     }
     accuracy, interval = mean(ours)
+    several = all(len({record.group for record in records}) > 1 for records in in_overall.values())
     baselines = {}
     for baseline in BASELINES:
         if not all(baseline in record.baselines for records in in_overall.values() for record in records):
@@ -228,7 +230,7 @@ def _overall(in_overall: dict[str, list[Record]], recipe: EvaluateRecipe) -> dic
         (their_accuracy, their_interval), (diff, diff_interval) = mean(theirs), mean(gain)
         baselines[baseline] = {
             "accuracy": their_accuracy, "ci95": list(their_interval), "diff": diff, "diff_ci95": list(diff_interval),
-            "beaten": diff_interval.low > 0,
+            "beaten": diff_interval.low > 0 and several,
         }  # fmt: skip
     return {
         "accuracy": accuracy,

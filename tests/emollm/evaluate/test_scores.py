@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from emollm.config import EvaluateRecipe
-from emollm.evaluate import records, scores
+from emollm.evaluate import records, report, scores
 from emollm.evaluate.protocol import Row
 from emollm.evaluate.score import Answer
 from tests.emollm.evaluate import synthetic
@@ -108,6 +108,15 @@ def test_samples_about_one_clip_or_one_medium_are_one_cluster() -> None:
         row(3, "joy", group_keys={}, media_sha256=()), row(4, "joy", group_keys={}, media_sha256=()),
     ]  # fmt: skip
     assert scored(rows, [said("joy")] * 5)["sub_tasks"]["emo_o"]["clusters"] == 3
+
+
+def test_one_cluster_beats_nothing() -> None:
+    """Its interval has no width: every draw is the sample itself."""
+    rows = [row(n, "joy", group_keys={"clip": "c"}) for n in range(4)]
+    entry = scored(rows, [said("joy")] * 4, majority=["sad"] * 4)["sub_tasks"]["emo_o"]
+    compared = entry["baselines"]["majority"]
+    assert (compared["diff"], compared["diff_ci95"], compared["beaten"]) == (1.0, [1.0, 1.0], False)
+    assert report.statements(entry)[0]["verdict"] == "open"
 
 
 def test_differences_to_baselines_are_paired_and_by_hand() -> None:
