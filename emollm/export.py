@@ -98,7 +98,7 @@ def _from_folder(source: str) -> Trained:
             f"{source}: no trained model there; give a fold that training wrote (OUT/fold-0), or a checkpoint of it "
             "(OUT/checkpoints/fold-0/step-000030)"
         )
-    from emollm.evaluate.results import read_model
+    from emollm.evaluate.models import read_model
 
     digests = [read_model(source).digest]
     run = folder.resolve().parent / "training.json"

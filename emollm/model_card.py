@@ -16,6 +16,7 @@ from typing import Any
 from dataset_build import storage
 from dataset_build.labels import SUB_TASK_NAMES
 from emollm.config import FOUNDATION_PARTS, TrainRecipe
+from emollm.data.folds import validating_folds
 
 CARD, FACTS = "README.md", "card.json"
 DEMONSTRATION = "demonstration, separable by style"
@@ -77,6 +78,7 @@ def facts(
             "digest": manifest["digest"],
             "rows": {key: [rows[key], used[key]] for key in sorted(rows)},
             "sources": sources,
+            "fold_val": bool(validating_folds(manifest)),
             "warnings": list(manifest.get("warnings", ())),
         },
     }
@@ -143,7 +145,8 @@ def _front_matter(
         front["base_model_relation"] = "adapter" if form in ("light", "adapter") else "finetune"
     if results:
         front["metrics"] = ["accuracy", "f1"]
-        front["model-index"] = [{"name": f"EmoLLM {results['name']}", "results": _index(results)}]
+        name = known["recipe"]["name"] if known else results["name"]
+        front["model-index"] = [{"name": f"EmoLLM {name}", "results": _index(results)}]
     return front
 
 
@@ -201,8 +204,10 @@ from emollm.model.load import load_model, load_processor  # this project's code;
 model, processor = load_model("FOLDER"), load_processor("FOLDER")  # or {auto}.from_pretrained("FOLDER")
 ```
 
-or `python -m emollm predict PICTURE_OR_CLIP --model FOLDER --task emo_c`. Intended for research on how machines read
-affect in media, on people who know of it and agree."""
+or `python -m emollm predict PICTURE_OR_CLIP --model FOLDER --task emo_c`.
+
+**Intended use**: research on how models read affect in pictures, clips and words, with material of people who know of it
+and agree, or of nobody (drawings, art). Other uses are not intended; see *Limits* and *Law* below."""
 
 
 def _made_of(known: Mapping[str, Any] | None, fold: Mapping[str, Any]) -> str:
@@ -234,7 +239,7 @@ def _made_of(known: Mapping[str, Any] | None, fold: Mapping[str, Any]) -> str:
         f"\nLearned: MVP (inner width {recipe['mvp']['width']}, {recipe['mvp']['content_queries']} content queries, "
         f"{recipe['mvp']['neighbours']} nearest patches{'; switched off: ' + ', '.join(off) if off else ''}) and {learns}; "
         "the other weights of the foundations are theirs.",
-        f"Trained with prompt style `{recipe['prompt']}`, {tune['epochs']} epochs, batches of {tune['batch_size']} rows, "
+        f"Trained with prompt style `{recipe['prompt']}`, {tune['epochs']} {'epoch' if tune['epochs'] == 1 else 'epochs'}, batches of {tune['batch_size']} rows, "
         f"learning rates {tune['learning_rate']:g} and {tune['projector_learning_rate']:g} (MVP), "
         f"{recipe['deepspeed']['precision']}, ZeRO {recipe['deepspeed']['stage']}, seed {recipe['seed']}.",
     ]
@@ -263,7 +268,7 @@ def _data(known: Mapping[str, Any] | None, fold: Mapping[str, Any]) -> str:
     parts = [
         f"## Training data\n\nEmoBench `{data['name']}`, digest `{data['digest'][:16]}`.",
         _table(["source", "sub-task", "training rows", "taken an epoch", "note"], rows),
-        _held_out(sources, fold),
+        _held_out(data, fold),
         *(f"> **Warning: leaking sources.** {warning}" for warning in data["warnings"]),
     ]
     if sources:
@@ -273,17 +278,22 @@ def _data(known: Mapping[str, Any] | None, fold: Mapping[str, Any]) -> str:
             for name, fact in sources.items()
         ]  # fmt: skip
         head = ["source", "what", "train", "val", "test", "licence", "cite"]
-        parts.append("All sources of this EmoBench, with the rows of each split:\n\n" + _table(head, counts))
+        said = "All sources of this EmoBench, with the rows of each split"
+        if any(fact.get("folds") for fact in sources.values()):
+            said += " (of sources with folds, as fold 0 has them)"
+        parts.append(f"{said}:\n\n{_table(head, counts)}")
     return "\n\n".join(part for part in parts if part)
 
 
-def _held_out(sources: Mapping[str, Any], fold: Mapping[str, Any]) -> str:
+def _held_out(data: Mapping[str, Any], fold: Mapping[str, Any]) -> str:
+    sources = data["sources"]
     folded = [name for name, fact in sources.items() if fact.get("folds")]
     number = fold.get("fold", 0)
     said = "Held out: the rows of the splits val and test"
     if folded:
         named = ", ".join(f"`{name}` (one of {sources[name]['folds']})" for name in folded)
         said += f", and of the sources with folds, {named}, those of fold {number}"
+        said += " and, for validation, those of the fold after it" if data["fold_val"] else ""
     whole = [name for name, fact in sources.items() if fact.get("groups_whole") and fact.get("group_key")]
     if whole:
         named = ", ".join(f"`{name}` ({sources[name]['group_key']})" for name in whole)
