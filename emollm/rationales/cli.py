@@ -176,10 +176,10 @@ def _ask(arguments: argparse.Namespace, target: Target, plan: Plan, shards: Any,
         with Progress("rationales", plan.n_samples, "samples", already=already) as progress:
             job.run_on_ray(local, shards, arguments.workers, progress.advance)
         return
-    from emollm.rationales.endpoint import EndpointTeacher, checked_url
+    from emollm.rationales.endpoint import EndpointTeacher
 
     teacher = EndpointTeacher(
-        checked_url(arguments.endpoint),
+        arguments.endpoint,
         arguments.teacher_model,
         storage.join(target.data, "rationales", job.RESPONSES),
         key=_key(arguments.api_key_env),

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import re
 import threading
 import time
@@ -23,10 +22,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dataset_build import storage
 from dataset_build.media import open_picture, picture_format
 from dataset_build.provenance import sha256_of_json
 from dataset_build.schema import PLACEHOLDERS
+from emollm.evaluate.cache import ResponseCache
+from emollm.evaluate.endpoint import EndpointError, read_response
 from emollm.rationales import prompts, verify
 from emollm.rationales.teacher import Said, TeacherError, Written, nothing_to_see, visible
 
@@ -38,9 +38,9 @@ _MAX_RESPONSE_BYTES = 1 << 20
 _PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 # Samples in a row; one whose request was refused as wrong (400: a policy, a limit) counts a tenth.
 _DOWN_AFTER = 5
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _MIME = {"PNG": "image/png", "JPEG": "image/jpeg", "GIF": "image/gif", "WEBP": "image/webp"}
 _PLACES = re.compile("|".join(re.escape(token) for token in PLACEHOLDERS.values()))
-_THOUGHT = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
 
 
 class EndpointDownError(TeacherError):
@@ -48,11 +48,11 @@ class EndpointDownError(TeacherError):
 
 
 class Reply(NamedTuple):
-    """A model's reply; `trouble` says why there is none."""
+    """A model's reply, which ended by itself (`stop`), at the limit of tokens (`length`) or in a refusal (`refused`);
+    `trouble` says why there is none."""
 
     text: str = ""
-    cut_off: bool = False
-    refused: bool = False
+    finish: str = "stop"
     trouble: str = ""
 
 
@@ -88,11 +88,17 @@ class EndpointTeacher:
         """`cache`: where responses are kept. `request`: keys to add to the body or replace there; null removes one."""
         import httpx
 
-        self.model, self.cache, self.tries, self.timeout_s = model, cache, tries, timeout_s
+        self.model, self.tries, self.timeout_s = model, tries, timeout_s
+        self.cache = ResponseCache(cache)
         self.request = dict(request or {})
+        base = checked_url(url)
+        parts = urllib.parse.urlsplit(base)
+        local = parts.hostname in LOOPBACK
+        if key and parts.scheme == "http" and not local:
+            raise TeacherError(f"--endpoint {url}: the key would travel unencrypted; use https")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.client: httpx.Client = httpx.Client(
-            base_url=checked_url(url), headers=headers, timeout=timeout_s, follow_redirects=False
+            base_url=base, headers=headers, timeout=timeout_s, trust_env=not local
         )
         self.pool = ThreadPoolExecutor(workers)
         self.sent = 0
@@ -132,17 +138,17 @@ class EndpointTeacher:
         reply = self._reply(content, "write")
         if reply.trouble:
             return Written(reason="endpoint_error", detail=reply.trouble)
-        if reply.refused:
+        if reply.finish == "refused":
             return Written(reply.text, reason="refused", detail="first pass")
-        return Written(reply.text, reply.cut_off)
+        return Written(reply.text, reply.finish == "length")
 
     def _check(self, sample: dict[str, Any], masked: str) -> Said:
         reply = self._reply(prompts.checked(sample, masked), "check")
         if reply.trouble:
             return Said("", "endpoint_error", f"second pass: {reply.trouble}")
-        if reply.refused:
+        if reply.finish == "refused":
             return Said(reply.text, "refused", "second pass")
-        return Said(*verify.second_answer(sample, reply.text, reply.cut_off))
+        return Said(*verify.second_answer(sample, reply.text, reply.finish == "length"))
 
     # --- one request --------------------------------------------------------------------------------------------------
 
@@ -160,10 +166,9 @@ class EndpointTeacher:
 
     def _reply(self, content: Any, pass_name: str) -> Reply:
         body = self.body(content, pass_name)
-        name = sha256_of_json(body)
-        path = storage.join(self.cache, name[:2], f"{name}.json")
-        if (kept := _kept(path)) is not None:
-            return kept
+        key = sha256_of_json(body)
+        if (kept := self.cache.get(key)) is not None:
+            return Reply(kept["text"], kept["finish"])
         reply, passing = self._sent(body)
         with self._lock:
             self._failed += (1.0 if passing else 0.1) if reply.trouble else -self._failed
@@ -173,7 +178,7 @@ class EndpointTeacher:
                     f"the same command again to go on"
                 )
         if not reply.trouble:
-            storage.write_bytes(path, json.dumps(reply._asdict()).encode(), durable=False)
+            self.cache.put(key, {"text": reply.text, "finish": reply.finish})
         return reply
 
     def _sent(self, body: dict[str, Any]) -> tuple[Reply, bool]:
@@ -208,8 +213,11 @@ class EndpointTeacher:
             return Reply(trouble=f"{type(error).__name__}: {error}"[:200]), True, 0.0
         status = response.status_code
         if status == 200:
-            reply = completion(bytes(data))
-            return reply or Reply(trouble="a response that is no chat completion"), reply is None, 0.0
+            try:
+                found = read_response(bytes(data))
+            except EndpointError:  # its text holds what came
+                return Reply(trouble="a response that is no chat completion"), True, 0.0
+            return Reply(found["text"], found["finish"]), False, 0.0
         trouble = f"HTTP status {status}"
         if status in (401, 403, 404):
             self._stop = TeacherError(
@@ -221,23 +229,6 @@ class EndpointTeacher:
             status in (408, 409, 429) or status >= 500,
             float(wait) if wait.isdigit() else 0.0,
         )
-
-
-def completion(data: bytes) -> Reply | None:
-    """The first choice of a chat completion; None where the body is none."""
-    try:
-        choice = json.loads(data)["choices"][0]
-        message = choice["message"]
-        text, refusal = message["content"], message.get("refusal")
-        ended = choice.get("finish_reason")
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return None
-    if text is not None and not isinstance(text, str):
-        return None
-    refused = bool(refusal) or ended == "content_filter"
-    return Reply(
-        _THOUGHT.sub("", text or (refusal if isinstance(refusal, str) else "")), ended == "length", refused
-    )
 
 
 def parts_of(text: str, sample: dict[str, Any]) -> Any:
@@ -282,11 +273,3 @@ def data_url(data: bytes) -> str:
         open_picture(data).save(stream, "PNG")
         mime, data = "image/png", stream.getvalue()
     return f"data:{mime};base64,{base64.b64encode(data).decode()}"
-
-
-def _kept(path: str) -> Reply | None:
-    """A response of an earlier request; None where there is none, or half of one."""
-    try:
-        return Reply(**storage.read_json(path))
-    except (FileNotFoundError, ValueError, TypeError):
-        return None

@@ -43,6 +43,7 @@ _REFUSAL = re.compile(
 _MARKER = re.compile(
     r"<\s*[|/\w]|\[/?INST\]|\b(?:USER|ASSISTANT|SYSTEM|Assistant|Human|User)\s*:|\banswer\s*:", re.IGNORECASE
 )
+_THOUGHT = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)  # a reasoning model's own thoughts
 _TOLD_OF = re.compile(
     r"\b(?:right|correct|given|provided|gold|true|final|expected|stated) (?:answer|label|option|choice)|\bground truth\b|"
     r"\b(?:the|this) (?:answer|label|option) (?:is|was|must|should|has)\b|\blabell?ed as\b|\bannotat",
@@ -101,7 +102,7 @@ def _placeholder(text: str) -> re.Match[str] | None:
 
 def cleaned(text: str) -> str:
     """On one line, without a heading, quotes and emphasis around it, and without an answer behind it."""
-    one_line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    one_line = " ".join("".join(c if c.isprintable() else " " for c in _THOUGHT.sub("", text)).split())
     one_line = re.sub(r"^[\W_]*(?:rationale|reasoning|explanation)\W*:\W*", "", one_line, flags=re.IGNORECASE)
     behind = re.search(r"[\W_]*\b(?:final |right |correct )?answer\W*:.{0,60}$", one_line, re.IGNORECASE)
     if behind:  # what stood before keeps its full stop

@@ -101,6 +101,7 @@ def test_options_behind_the_reasoning_are_scored_where_training_has_the_answer(
     assert list(told.prediction.probabilities.values()) == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize("model_folder", ["composed", "qwen2_5_vl"], indirect=True)
 def test_explain_prints_the_answer_with_and_without_reasoning(model_folder, face, capsys, monkeypatch):
     monkeypatch.setattr(predict, "REASONING_TOKENS", 8)
     command = ["predict", face, "--model", model_folder, "--options", "joy,sadness"]

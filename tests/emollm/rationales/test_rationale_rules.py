@@ -81,6 +81,7 @@ def test_no_option_of_any_vocabulary_survives_the_mask(words, place, options, nu
     [
         (LINE, ""),
         (f'  "{LINE}"\n', ""),
+        (f"<think>The correct answer is joy.\nSo I say: eyes.</think>\n\n{LINE}", ""),
         (f"**Rationale:** {LINE}\n\nAnswer: joy", ""),
         (f"{LINE} So this is joy.", ""),  # naming it is no fault: it is masked, and must follow from the rest
         ("", "empty"),

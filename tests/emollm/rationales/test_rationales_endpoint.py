@@ -247,6 +247,7 @@ def test_a_dry_run_asks_nobody_and_shows_what_would_be_asked(tmp_path, capsys):
         (["--endpoint", "http://h", "--teacher-model", "m", "--api-key-env", "sk-pasted"], 2, "give the name of"),
         (["--endpoint", "http://h", "--teacher-model", "m", "--api-key-env", "NOT_SET_X"], 2, "NOT_SET_X, which is not"),
         (["--endpoint", "http://h", "--teacher-model", "m", "--request", "[1]"], 2, "--request '.1.': give an object"),
+        (["--endpoint", "http://h/v1", "--teacher-model", "m", "--api-key-env", "HELD_KEY"], 1, "key would travel unencrypted"),
         (["--teacher", "/nowhere/at/all"], 2, "--teacher /nowhere/at/all: no such folder"),
         (["--teacher", "m", "--api-key-env", "K"], 2, "go with --endpoint"),
         (["--teacher", "m", "--sub-task", "humour"], 2, "'humour' is not one of"),
@@ -254,7 +255,10 @@ def test_a_dry_run_asks_nobody_and_shows_what_would_be_asked(tmp_path, capsys):
         (["--teacher", "m", "--sub-task", "hate"], 1, "no samples of hate in train"),
     ],
 )  # fmt: skip
-def test_wrong_arguments_are_named_and_secrets_never_shown(tmp_path, capsys, arguments, code, message):
+def test_wrong_arguments_are_named_and_secrets_never_shown(
+    tmp_path, capsys, monkeypatch, arguments, code, message
+):
+    monkeypatch.setenv("HELD_KEY", "sk-pasted")
     data = write(tmp_path / "data", [row(0)])
     assert main(["rationales", str(data), *arguments]) == code
     said = capsys.readouterr().err
