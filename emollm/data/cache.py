@@ -64,7 +64,7 @@ class FileCache:
             self._copy(file, copy)
 
     def _copy(self, file: DataFile, copy: Path) -> None:
-        partial = copy.with_suffix(f".{os.getpid()}.partial")
+        partial = copy.with_suffix(".partial")  # one that is there was left by a process that was killed
         whole = storage.join(self.data, file.path)
         digest = hashlib.sha256()
         try:

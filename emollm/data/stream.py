@@ -109,8 +109,8 @@ class Stream:
                 raise
             self.close()
             raise DataError(
-                f"a decode worker died ({error}); if it was killed for memory, lower loader.decode_workers, "
-                f"loader.prefetch or loader.memory_mib"
+                f"a decode worker died ({error}); if it was killed for memory, or /dev/shm is full, lower "
+                f"loader.decode_workers, loader.prefetch or loader.memory_mib"
             ) from error
         if isinstance(found, _Failure):
             self.close()

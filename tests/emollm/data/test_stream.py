@@ -221,7 +221,7 @@ def test_a_decode_worker_that_dies_is_an_error_and_not_a_hang(
         next(stream)
         (worker,) = decode_workers()
         os.kill(worker.pid, signal.SIGKILL)
-        with pytest.raises(DataError, match="a decode worker died .*lower loader.decode_workers"):
+        with pytest.raises(DataError, match="a decode worker died .*lower loader.decode_workers, loader.prefetch"):
             list(stream)
 
 
