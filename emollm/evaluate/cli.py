@@ -204,19 +204,26 @@ def print_scores(results: dict[str, Any]) -> None:
     shown = [name for name in TABLE_COMPARES if any(name in _compared(entry) for _, entry in entries)]
     table = Table(
         show_lines=True,
-        title=f"EmoLLM on EmoBench: {results['name']} ({results['split']})",
+        title=f"EmoBench: {results['name']} ({results['split']})",
         title_justify="left",
     )
     table.add_column("sub-task")
-    for heading in ("n", "accuracy", *(f"above {SHORT_NAMES[name]}" for name in shown)):
+    rates = any(any(entry["invalid"].values()) for _, entry in entries if entry["n"])
+    for heading in (
+        "n", *(["invalid"] if rates else []), "accuracy", *(f"above {SHORT_NAMES[name]}" for name in shown)
+    ):  # fmt: skip
         table.add_column(heading, justify="right")
     for title, entry in entries:
         name = f"{title}\n[dim]{entry['note']}[/dim]" if entry.get("note") else title
-        table.add_row(name, str(entry["n"]), *(_cells(entry, shown, percent, points) if entry["n"] else []))
+        counts = [str(entry["n"])]
+        if rates and entry["n"]:
+            counts.append(percent(sum(entry["invalid"].values()) / entry["n"]))
+        table.add_row(name, *counts, *(_cells(entry, shown, percent, points) if entry["n"] else []))
     overall = results["overall"]
     if overall["accuracy"] is not None:
         table.add_section()
-        table.add_row(f"mean of {len(overall['sub_tasks'])}", "", *_cells(overall, shown, percent, points))
+        empty = [""] * (1 + rates)
+        table.add_row(f"mean of {len(overall['sub_tasks'])}", *empty, *_cells(overall, shown, percent, points))
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     console.print(table)
     console.print(

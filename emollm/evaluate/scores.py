@@ -91,6 +91,7 @@ def _score_task(records: Sequence[Record], demonstration: bool, recipe: Evaluate
         "ece": metrics.expected_calibration_error(bins) if calibrated else None,
         "calibration": [part._asdict() for part in bins],
         "invalid": {status: statuses.get(status, 0) for status in INVALID},
+        "several_gold": sum(len(record.row.gold) > 1 for record in records),
         "baselines": {},
         "references": {},
         "by_source": _by_source(records, recipe),

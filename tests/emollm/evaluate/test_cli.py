@@ -86,6 +86,16 @@ def test_report_is_made_again_from_the_run_folder(finished: list[str], tmp_path:
         (["evaluate", "--model", "m", "--set", "evaluate.splitt=test"], 2, "did you mean 'split'"),
         (["evaluate", "--model", "m", "--sub-task", "emo_x"], 2, "did you mean 'emo_"),
         (["evaluate", "--model", "m", "--set", "bootstrap.samples=1"], 2, "bootstrap.samples"),
+        (["evaluate", "--model", "openai:m", "--data", "nowhere"], 1, "--endpoint URL"),
+        (
+            ["evaluate", "--model", "openai:m", "--endpoint", "ftp://x", "--data", "d"],
+            2,
+            "not an http(s) URL",
+        ),
+        (["evaluate", "--model", "hf:./nowhere", "--data", "d"], 1, "no such folder"),
+        (["evaluate", "--model", "hf:./nowhere"], 2, "--data is missing"),
+        (["evaluate", "--model", "m", "--calibrate", "--mode", "generate"], 2, "calibrate divides"),
+        (["evaluate", "--model", "m", "--set", "endpoint.tries=0"], 2, "endpoint.tries"),
         (["report", "nowhere"], 1, "results.json is not there"),
     ],
 )
@@ -95,6 +105,24 @@ def test_mistakes_are_named_without_a_traceback(
     assert call(*arguments) == code
     said = capsys.readouterr().err
     assert said.startswith("error: ") and message in said
+
+
+def test_a_dry_run_says_what_is_left_to_ask_and_writes_nothing(
+    finished: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "score_shards", None)  # calling it would raise
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    answers = sorted((tmp_path / "out" / "answers").iterdir())
+    assert call(*finished, "--dry-run") == 0
+    shown = capsys.readouterr().out
+    assert "122 samples" in shown and "pass untrained: 122 questions, 122 of them answered already" in shown
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+    answers[0].unlink()
+    assert call(*finished, "--dry-run") == 0
+    assert (
+        capsys.readouterr().out.count("122 of them answered already")
+        < shown.count("122 of them answered already") + 1
+    )
 
 
 def test_a_sample_the_model_cannot_take_is_named(

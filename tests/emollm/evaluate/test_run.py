@@ -87,19 +87,6 @@ def test_pictures_change_the_answers_and_withholding_them_does_not_crash(evaluat
     assert any(record["answer"] != record["untrained_answer"] for record in records)
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 7, 32])
-def test_batch_size_changes_no_prediction(
-    batch_size: int, evaluation: Path, bench: Path, model_dir: Path, tmp_path: Path, without_ray: None
-) -> None:
-    evaluate(str(model_dir), str(bench), str(tmp_path), recipe(batch_size=batch_size))
-    assert predictions(tmp_path) == predictions(evaluation)
-    ours, theirs = (
-        pq.read_table(out / "samples.parquet")["scores"].to_pylist() for out in (tmp_path, evaluation)
-    )
-    for mine, other in zip(ours, theirs, strict=True):
-        assert mine == pytest.approx(other, abs=1e-5)
-
-
 def test_a_killed_evaluation_scores_only_what_is_missing(
     evaluation: Path, bench: Path, model_dir: Path, tmp_path: Path, without_ray: None
 ) -> None:
@@ -154,13 +141,3 @@ def test_missing_folders_are_named(bench: Path, model_dir: Path, tmp_path: Path)
         evaluate(str(tmp_path), str(bench), str(tmp_path / "out"), recipe())
     with pytest.raises(EvaluationError, match=r"manifest\.json is not there"):
         evaluate(str(model_dir), str(tmp_path), str(tmp_path / "out"), recipe())
-
-
-def test_number_of_ray_workers_changes_no_prediction(
-    ray_session: Any, evaluation: Path, bench: Path, model_dir: Path, tmp_path: Path
-) -> None:
-    for workers in (1, 2):
-        out = tmp_path / str(workers)
-        results = evaluate(str(model_dir), str(bench), str(out), recipe(workers=workers))
-        assert results["scoring"]["scored"] == results["scoring"]["questions"]
-        assert predictions(out) == predictions(evaluation)
