@@ -223,7 +223,9 @@ def print_scores(results: dict[str, Any]) -> None:
     if overall["accuracy"] is not None:
         table.add_section()
         empty = [""] * (1 + rates)
-        table.add_row(f"mean of {len(overall['sub_tasks'])}", *empty, *_cells(overall, shown, percent, points))
+        table.add_row(
+            f"mean of {len(overall['sub_tasks'])}", *empty, *_cells(overall, shown, percent, points)
+        )
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     console.print(table)
     console.print(
