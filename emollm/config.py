@@ -62,6 +62,11 @@ class FoundationConfig(Component):
         default=None, description="a Whisper folder or hub name; without one, the sound of clips is left out"
     )
     tokens_per_audio: int = Field(default=16, ge=1, description="a sound is averaged to so many tokens")
+    chat: Literal["own", "language"] = Field(
+        default="own",
+        description="composed: this project's chat format, the same for all language models and with `Answer:` before "
+        "the answer, or the language model's own, where its tokenizer has a template",
+    )
 
     @model_validator(mode="after")
     def _parts_of_the_family(self) -> FoundationConfig:

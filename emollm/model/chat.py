@@ -13,7 +13,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-_QUESTION = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+_QUESTION = "?"
 
 
 class ChatTemplateError(ValueError):
@@ -28,10 +28,13 @@ class Turns(NamedTuple):
 
 
 class Chat:
-    """The chat template of a tokenizer. `messages` hold `content` as a text or as a list of typed parts."""
+    """The chat template of a tokenizer. `messages` hold `content` as the template takes it.
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
+    That is a list of typed parts in multimodal models, and a text in language models (`typed=False`).
+    """
+
+    def __init__(self, tokenizer: Any, typed: bool = True) -> None:
+        self.tokenizer, self.typed = tokenizer, typed
         if not tokenizer.chat_template:
             raise ChatTemplateError(f"the tokenizer of {tokenizer.name_or_path} has no chat template")
         self.end_id = self._end_of_turn()
@@ -69,16 +72,18 @@ class Chat:
 
     def continuation(self, answer: str) -> list[int]:
         """The ids of an answer as it stands behind any prompt, without the end of the turn."""
-        turns = self.turns(self.prompt(_QUESTION), answer)
+        turns = self.turns(self.prompt([self._turn("user", _QUESTION)]), answer)
         assert turns.supervised is not None
         return turns.input_ids[turns.supervised[0] : -1]
 
     def _behind_prompt(self, answer: str) -> tuple[str, str]:
         """What the template writes behind the prompt: up to the end of the answer, and after it."""
         name = self.tokenizer.name_or_path or "this tokenizer"
-        prompt = self.prompt(_QUESTION)
-        spoken = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-        full: str = self.tokenizer.apply_chat_template([*_QUESTION, spoken], tokenize=False)
+        asked = self._turn("user", _QUESTION)
+        prompt = self.prompt([asked])
+        full: str = self.tokenizer.apply_chat_template(
+            [asked, self._turn("assistant", answer)], tokenize=False
+        )
         same = len(os.path.commonprefix([prompt, full]))
         place = full.find(answer, same)
         if place < 0:
@@ -94,6 +99,9 @@ class Chat:
             f"the chat template of {name} does not begin an answered chat as it ends a prompt: "
             f"{prompt[same : same + 30]!r} against {full[same : same + 30]!r}"
         )
+
+    def _turn(self, role: str, text: str) -> dict[str, Any]:
+        return {"role": role, "content": [{"type": "text", "text": text}] if self.typed else text}
 
     def _end_of_turn(self) -> int:
         """The special token that the template writes behind an answer; the tokenizer's end token where it writes none."""

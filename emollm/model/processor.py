@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,11 +21,13 @@ from transformers import AutoProcessor, AutoTokenizer, BatchEncoding
 from dataset_build.media import open_picture
 from dataset_build.schema import PLACEHOLDERS
 from emollm.model.audio import SoundReader
-from emollm.model.chat import Turns
+from emollm.model.chat import Chat, ChatTemplateError, Turns
 from emollm.model.emollm import EmoLLMConfig
 from emollm.model.families import Size
 from emollm.prompting import PromptStyle, known_style
 
+# The same words as `FoundationConfig.chat`.
+ChatFormat = Literal["own", "language"]
 SETTINGS_FILE = "processor_config.json"
 IMAGE_TOKEN = PLACEHOLDERS["image"]
 VIDEO_TOKEN = PLACEHOLDERS["video"]
@@ -70,10 +72,13 @@ class EmoLLMProcessor:
         mel_bins: int = 80,
         audio_window_frames: int = 1500,
         prompt: PromptStyle = "direct",
+        chat: ChatFormat = "own",
     ) -> None:
         """`tokens_per_audio` is 0 for a model that does not hear; `mel_bins` and `audio_window_frames` are those of its
-        Whisper encoder."""
+        Whisper encoder. `chat`: this project's chat format, or the language model's. Raises ChatTemplateError where the
+        tokenizer has none, or one that does not say where the answer is."""
         self.tokenizer = tokenizer
+        self.chat_format: ChatFormat = chat
         self.image_size = image_size
         self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
         self.tokens_per_image, self.tokens_per_frame = tokens_per_image, tokens_per_frame
@@ -97,7 +102,12 @@ class EmoLLMProcessor:
         first = tokenizer.convert_ids_to_tokens(tokenizer.encode("joy", add_special_tokens=False))[0]
         self._space = "" if first.startswith("▁") else " "
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_id
-        tokenizer.chat_template = CHAT_TEMPLATE if chatml else PLAIN_TEMPLATE
+        self._chat: Chat | None = None
+        if chat == "language":
+            self._chat = Chat(tokenizer, typed=False)
+            self.end_id = self._chat.end_id
+        else:
+            tokenizer.chat_template = CHAT_TEMPLATE if chatml else PLAIN_TEMPLATE
 
     @property
     def chat_template(self) -> str:
@@ -124,15 +134,25 @@ class EmoLLMProcessor:
         return self.tokens_per_audio > 0
 
     def render(self, messages: Sequence[dict[str, str]], answer: str | None, media: Sequence[Size]) -> Turns:
-        """Token ids of the chat, up to `Answer:`, and of ` answer` with the end of turn behind it if given.
+        """Token ids of the chat, up to where the answer begins, and of the answer with the end of turn if given.
 
-        `media` has one entry a placeholder. The answer is
-        encoded by itself and appended, so its span is known by construction.
+        `media` has one entry a placeholder. In this project's format the answer stands behind `Answer:`, is encoded by
+        itself and appended, so its span is known by construction; in the language model's, `Chat` knows it.
         """
-        prompt = self.apply_chat_template(messages, add_generation_prompt=True)
-        ids = self.text_ids(str(prompt), media)
+        prompt = str(self.apply_chat_template(messages, add_generation_prompt=True))
+        if self._chat is not None and not prompt.startswith(self.tokenizer.bos_token or ""):
+            prompt = self.tokenizer.bos_token + prompt
+        ids = self.text_ids(prompt, media)
         if answer is None:
             return Turns(ids, None)
+        if self._chat is not None:
+            full = [*self.text_ids(prompt + self._chat.tail(answer), media), self.end_id]
+            if full[: len(ids)] != ids:
+                raise ChatTemplateError(
+                    f"the tokenizer of {self.tokenizer.name_or_path} joins the end of the prompt with the answer {answer!r}; "
+                    "set foundation.chat to own"
+                )
+            return Turns(full, (len(ids), len(full)))
         answer_ids = self.answer_ids(answer)
         return Turns(ids + answer_ids, (len(ids), len(ids) + len(answer_ids)))
 
@@ -142,6 +162,8 @@ class EmoLLMProcessor:
 
     def continuation(self, answer: str) -> list[int]:
         """The ids of an answer behind a prompt, without the end of the turn."""
+        if self._chat is not None:
+            return self._chat.continuation(answer)
         ids: list[int] = self.tokenizer.encode(f"{self._space}{answer}", add_special_tokens=False)
         return ids
 
@@ -229,6 +251,7 @@ class EmoLLMProcessor:
             "mel_bins": self.mel_bins,
             "audio_window_frames": self.audio_window_frames,
             "prompt": self.prompt,
+            "chat": self.chat_format,
         }
 
     def save_pretrained(self, save_directory: str | os.PathLike, **_: Any) -> None:

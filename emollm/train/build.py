@@ -49,6 +49,7 @@ def initial_processor(recipe: TrainRecipe) -> Any:
         tokens_per_image=recipe.mvp.tokens_per_image,
         tokens_per_frame=recipe.mvp.tokens_per_frame,
         prompt=recipe.prompt,
+        chat=recipe.foundation.chat,
         **sound,
     )
 
