@@ -102,8 +102,8 @@ def test_a_stalled_build_fires_its_alert_and_every_query_is_answered(
     ray_job["file_sd_configs"] = [{"files": [targets], "refresh_interval": "2s"}]
     (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
 
-    write_tree(tmp_path / "emoset", 20_000, 48)
-    for broken in sorted((tmp_path / "emoset" / "image" / "awe").iterdir())[:20]:
+    write_tree(tmp_path / "emoset", 8_000, 48)
+    for broken in sorted((tmp_path / "emoset" / "image" / "awe").iterdir())[:10]:
         broken.write_bytes(b"not a picture")
     recipe = {
         "name": "stalled",
