@@ -158,7 +158,13 @@ def test_scrape_jobs_are_those_that_the_alerts_name() -> None:
 def test_a_real_node_exports_the_metrics_of_ray_that_we_name(ray_session: servers.RayHead) -> None:
     import ray
 
-    ray.get(ray.remote(lambda: None).remote())
+    @ray.remote(num_cpus=0)
+    class Somebody:
+        def here(self) -> bool:
+            return True
+
+    actor = Somebody.remote()  # without a task and an actor, nothing is said of either
+    assert ray.get([actor.here.remote(), ray.remote(lambda: True).remote()]) == [True, True]
     [node] = ray.nodes()[:1]
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     missing, until = RAYS, time.monotonic() + 45
