@@ -17,7 +17,7 @@ from dataset_build.ray_local import Metric, Metrics
 from emollm import model_card
 from emollm.__main__ import main
 from emollm.config import load_recipe
-from tests.fixtures.ray_metrics import exported
+from tests.fixtures.ray_metrics import Found, exported
 
 ALL = {
     "emobench_build_": dataset_build.ray_metrics.METRICS,
@@ -27,12 +27,13 @@ ALL = {
 
 
 class Run(NamedTuple):
-    """Folder, manifest, fold.json and results.json of a run called `seen`."""
+    """Folder, manifest, fold.json and results.json of a run called `seen`, and what Ray exported of it on the way."""
 
     folder: Path
     manifest: dict[str, Any]
     fold: dict[str, Any]
     results: dict[str, Any]
+    metrics: Found
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,11 @@ def run(ray_session, foundations: Path, tmp_path_factory: pytest.TempPathFactory
         "smoke", [*smoke_overrides(tree, folder / "emobench"), "name=seen", "reject_budget=1.0"]
     )
     manifest = plain_build.build(build)
+    metrics = exported(
+        ALL["emobench_build_"],
+        "seen",
+        lambda found: found["emobench_build_shards_done"] == found["emobench_build_shards_total"],
+    )
     recipe = load_recipe(
         "smoke",
         [
@@ -61,11 +67,18 @@ def run(ray_session, foundations: Path, tmp_path_factory: pytest.TempPathFactory
         ],
     )
     fold = train_fold(recipe, 1, "seen")
+    rows = {("1",): fold["samples_seen"]}
+    metrics |= exported(ALL["emollm_train_"], "seen", lambda found: found["emollm_train_rows_total"] == rows)
     few = recipe.evaluate.model_copy(
         update={"baselines": ("majority",), "linear_probe": False, "nearest_neighbour": False, "limit": 4}
     )
     model = str(folder / "model" / "fold-1")
-    return Run(folder, manifest, fold, evaluate(model, recipe.data, str(folder / "evaluation"), few))
+    results = evaluate(model, recipe.data, str(folder / "evaluation"), few)
+    scored = {(): results["scoring"]["scored"]}
+    metrics |= exported(
+        ALL["emollm_evaluate_"], "seen", lambda found: found["emollm_evaluate_samples_total"] == scored
+    )
+    return Run(folder, manifest, fold, results, metrics)
 
 
 # --- metrics ---------------------------------------------------------------------------------------------------------
@@ -89,19 +102,18 @@ def test_outside_ray_nothing_is_recorded_and_nothing_fails(monkeypatch: pytest.M
 
 
 def test_build_training_and_evaluation_are_seen_on_the_nodes_metrics_port(run: Run) -> None:
-    found = exported([name for known in ALL.values() for name in known], "seen")
+    found = run.metrics
+    assert set(found) == {name for known in ALL.values() for name in known}
     counts = [split for splits in run.manifest["sources"].values() for split in splits.values()]
     # One damaged picture is a record of each of two sub-tasks; unclear emoji are rejected before anything is converted.
-    assert found["emobench_build_rejects_total"] == {("undecodable",): 2}
+    assert found["emobench_build_rejects_total"] == {("not_media",): 2}
     assert 0 < found["emobench_build_rows_total"][()] <= sum(split["records"] for split in counts)
     assert found["emobench_build_shards_done"] == found["emobench_build_shards_total"]
     steps, fold = run.fold["steps"], ("1",)
     assert found["emollm_train_step"] == {fold: steps} == found["emollm_train_planned_steps"]
     assert found["emollm_train_steps_total"] == {fold: steps}
-    assert found["emollm_train_rows_total"] == {fold: run.fold["samples_seen"]}
     assert found["emollm_train_checkpoint_seconds"][fold] >= 1  # so often
     assert 0 <= found["emollm_train_data_wait_share"][fold] < 1
-    assert found["emollm_evaluate_samples_total"] == {(): run.results["scoring"]["scored"]}
     assert found["emollm_evaluate_planned_samples"] == {(): run.results["scoring"]["questions"]}
 
 
