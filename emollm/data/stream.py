@@ -9,7 +9,9 @@ Decode workers are forked from a small server process that has imported what the
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
+import os
 from collections.abc import Iterator, Sequence
 from multiprocessing import forkserver
 from types import TracebackType
@@ -92,14 +94,18 @@ class Stream:
             prefetch_factor=loader.prefetch if self._workers else None,
             multiprocessing_context=_forkserver() if self._workers else None,
             collate_fn=_as_it_is,
+            worker_init_fn=functools.partial(_take_environment, dict(os.environ)),
             generator=torch.Generator(),  # its own: the global one belongs to the model
         )
         self._iterator: Iterator[Any] | None = None
+        self._closed = False
 
     def __iter__(self) -> Iterator[StepRows]:
         return self
 
     def __next__(self) -> StepRows:
+        if self._closed:
+            raise StopIteration
         if self._iterator is None:
             self._iterator = iter(self._loader)
         try:
@@ -118,8 +124,8 @@ class Stream:
         return _unbundled(found) if isinstance(found, _Sent) else found
 
     def close(self) -> None:
-        """End the decode workers."""
-        self._iterator = None
+        """End the decode workers; nothing comes after it."""
+        self._iterator, self._closed = None, True
 
     def __enter__(self) -> Stream:
         return self
@@ -141,6 +147,11 @@ def _forkserver() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return context
+
+
+def _take_environment(environment: dict[str, str], worker: int) -> None:
+    """Give a decode worker the environment of the rank (the store's credentials); its server may be older than it."""
+    os.environ.update(environment)
 
 
 def _as_it_is(rows: Any) -> Any:
