@@ -35,13 +35,14 @@ REASONS = {
     "other_answer": "the second pass reaches another answer",
 }
 
+# At the beginning only: people in the data say "I can't" as well.
 _REFUSAL = re.compile(
-    r"\b(?:i (?:can ?not|can't|won't|will not|am unable|am not able|must decline)|i'm (?:sorry|unable|not able)|"
-    r"i am sorry|as an ai\b|sorry, (?:but|i))",
+    r"(?:unfortunately,? |sorry,? (?:but )?)?(?:i (?:can ?not|can[’']t|won[’']t|will not|am unable|am not able|must decline|"
+    r"am sorry)|i[’']m (?:sorry|unable|not able)|as an ai\b)|sorry[,.]",
     re.IGNORECASE,
 )
 _MARKER = re.compile(
-    r"<\s*[|/\w]|\[/?INST\]|\b(?:USER|ASSISTANT|SYSTEM|Assistant|Human|User)\s*:|\banswer\s*:", re.IGNORECASE
+    r"<\s*[|/a-z]|\[/?INST\]|\b(?:USER|ASSISTANT|SYSTEM|Assistant|Human|User)\s*:|\banswer\s*:", re.IGNORECASE
 )
 _THOUGHT = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)  # a reasoning model's own thoughts
 _TOLD_OF = re.compile(
@@ -80,7 +81,7 @@ def judged(sample: dict[str, Any], text: str, cut_off: bool = False) -> Judged:
     rationale = cleaned(text)
     if not rationale:
         return Judged("", "empty")
-    if _REFUSAL.search(rationale):
+    if _REFUSAL.match(rationale):
         return Judged(rationale[:MAX_CHARS], "refused", "first pass")
     n_words = len(rationale.split())
     if cut_off or n_words > MAX_WORDS or len(rationale) > MAX_CHARS:

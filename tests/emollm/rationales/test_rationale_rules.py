@@ -100,13 +100,15 @@ def test_no_option_of_any_vocabulary_survives_the_mask(words, place, options, nu
         (f"{LINE} It was labelled as joy.", "mentions_label"),
         ("I'm sorry, but I can't assist with that.", "refused"),
         ("As an AI model I look at no faces at all, ever.", "refused"),
+        ("Sorry, but I will not describe people like this one.", "refused"),
+        ("He says I can't believe it, I'm sorry, with a <3 at the end of it.", ""),
     ],
 )  # fmt: skip
 def test_a_rationale_that_is_none_is_rejected_before_anybody_is_asked_again(text, reason):
     found = judged(FEELING, text)
     assert found.reason == reason and (not reason or reason in REASONS)
     if not reason:
-        assert found.rationale.startswith(LINE) and "\n" not in found.rationale
+        assert found.rationale.startswith((LINE, "He says")) and "\n" not in found.rationale
 
 
 def test_a_reply_that_was_cut_off_is_too_long_however_short():

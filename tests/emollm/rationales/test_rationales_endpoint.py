@@ -218,6 +218,20 @@ def test_the_rationales_are_what_training_takes_and_are_in_its_digest(
         train_inputs_digest(recipe, "other")
 
 
+@pytest.mark.slow  # passed in 30 s on a busy machine; what it adds is only where the files lie
+def test_rationales_lie_beside_samples_in_s3_as_well(serve, s3_server, tmp_path, capsys):
+    folder = write(tmp_path / "data", [row(number) for number in range(4)])
+    data = f"{s3_server.bucket('rationales')}/data"
+    s3_server.upload(folder, data)
+    server = serve()
+    for said in ("4 asked = 4 accepted + 0 rejected", "nothing changed"):
+        command = ["rationales", data, "--endpoint", server.url, "--teacher-model", "m", "--name", "r"]
+        assert main(command) == 0
+        assert said in capsys.readouterr().out
+    digest = json.loads((folder / "manifest.json").read_text())["digest"]
+    assert set(store.accepted(data, "r", digest)) == {f"drawn/all/{number:04d}" for number in range(4)}
+
+
 def test_a_name_taken_by_another_teacher_is_refused_until_forced(serve, tmp_path, capsys):
     data = write(tmp_path / "data", [row(0)])
     server = serve()
