@@ -232,17 +232,18 @@ class _FileIndexer:
         torch.set_num_threads(1)
         self.data, self.encoder = data, encoder
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+    def __call__(self, batch: dict[str, Any]) -> pyarrow.Table:
         import pyarrow as pa
 
+        paths = [str(path) for path in batch["path"]]
         made = []
-        for path in batch["path"]:
-            table = index_file(self.data, str(path), self.encoder)
+        for path in paths:
+            table = index_file(self.data, path, self.encoder)
             sink = io.BytesIO()
             with pa.ipc.new_stream(sink, table.schema) as writer:
                 writer.write_table(table)
             made.append(sink.getvalue())
-        return {"path": [str(path) for path in batch["path"]], "index": made}
+        return pa.table({"path": paths, "index": pa.array(made, pa.binary())})
 
 
 def index_file(data: str, path: str, encoder: Encoder) -> pyarrow.Table:
