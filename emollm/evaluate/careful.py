@@ -104,6 +104,6 @@ def agrees(scorer: Any, careful: CarefulScorer, prompts: Sequence[Prompt]) -> bo
     """Whether a scorer gives what the careful one gives, for all options of the prompts."""
     for ours, theirs in zip(scorer.answers(prompts), careful.answers(prompts), strict=True):
         pairs = zip(ours.log_probs, theirs.log_probs, strict=True)
-        if any(abs(one - other) > TOLERANCE for one, other in pairs):
+        if not all(abs(one - other) <= TOLERANCE for one, other in pairs):  # also where one is no number
             return False
     return True

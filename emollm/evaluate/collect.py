@@ -52,11 +52,12 @@ def _request(recipe: EvaluateRecipe, model: Model) -> list[Any]:
 
 
 def _probed(model: Model, rows: Sequence[Row], asked: Sequence[Row], recipe: EvaluateRecipe) -> list[Row]:
-    """The rows whose pictures' features the linear probe needs."""
+    """The rows whose pictures' features the linear probe needs; none where a row has not exactly one picture or clip."""
     wanted = recipe.linear_probe and model.kind == EMOLLM
     if not wanted or not any(row.sub_task == PROBED_SUB_TASK for row in asked):
         return []
-    return [row for row in rows if row.sub_task == PROBED_SUB_TASK and row.media_sha256]
+    mine = [row for row in rows if row.sub_task == PROBED_SUB_TASK]
+    return mine if all(len(row.media_kinds) == 1 for row in mine) else []
 
 
 def collect(
@@ -83,6 +84,10 @@ def collect(
         given = run.answers_for(work_plan, answers, name, asked)
         said[name] = [records.judge_answer(row, answer) for row, answer in zip(asked, given, strict=True)]
     probed = _probed(model, rows, asked, recipe)
+    if recipe.linear_probe and not probed and any(row.sub_task == PROBED_SUB_TASK for row in asked):
+        print(
+            f"evaluate: no linear probe: it is for EmoLLMs on data whose {PROBED_SUB_TASK} rows have one picture or clip"
+        )
     if probed:
         said["linear_probe"] = _probe_answers(asked, probed, features, manifest)
     if recipe.nearest_neighbour:

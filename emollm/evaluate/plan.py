@@ -14,7 +14,7 @@ from typing import Any
 
 from dataset_build.provenance import code_digest, sha256_of_json
 from emollm.config import AFTER_TRAINING
-from emollm.evaluate.protocol import EvaluationError, Row, protocol_of
+from emollm.evaluate.protocol import Row, protocol_of
 
 MODEL, TEXT_ONLY, UNTRAINED, FEATURES = "model", "text_only", "untrained", "features"
 # Rows per shard: small enough that a kill costs seconds, large enough that batches of similar length can be formed.
@@ -83,7 +83,6 @@ class Plan:
     """All passes and shards, and for each (pass, uid) the (model, question key) that answers it."""
 
     passes: tuple[str, ...]
-
     shards: tuple[Shard, ...]
     answered_by: dict[tuple[str, str], tuple[str, str]]
 
@@ -102,7 +101,7 @@ def make_plan(
     folds: Sequence[int] | None,
     models_digest: str,
 ) -> Plan:
-    """Shards for `passes` over the asked rows, and for the features of the probed rows' media.
+    """Shards for `passes` over the asked rows, and for the features of the probed rows' media, one each.
 
     `models_digest` stands for weights, foundations and data; with the digest of the scoring code it makes a shard's name.
     """
@@ -132,10 +131,6 @@ def make_plan(
             cut(pass_name, model, list(first[model].values()))
     media: dict[str, Question] = {}
     for row in probed:
-        if len(row.media_sha256) != 1:
-            raise EvaluationError(
-                f"{row.uid}: {len(row.media_sha256)} media; the linear probe wants exactly one per row"
-            )
         (key,) = row.media_keys
         media.setdefault(key, Question(key, row.uid, row.path, row.index))
     if media:

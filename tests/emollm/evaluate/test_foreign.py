@@ -114,15 +114,6 @@ def test_generated_answers_are_those_of_transformers_own_generate(family: str, l
         assert [token for token in said if token not in model.end_ids] == answer.token_ids
 
 
-@pytest.mark.parametrize("family", FOREIGN)
-def test_a_sample_is_the_same_in_every_batch(family: str, loaded: Any) -> None:
-    model = loaded(family)
-    prompts = model.prompts(rows(), Asking())
-    one, other = (model.scorer(size, 4).answers(prompts) for size in (1, 4))
-    for a, b in zip(one, other, strict=True):
-        assert a.choice == b.choice and a.log_probs == pytest.approx(b.log_probs, abs=1e-5)
-
-
 def test_pictures_reach_a_foreign_model_and_their_places_must_fit(loaded: Any) -> None:
     model = loaded("smolvlm")
     row, other = rows()[0], rows()[4]

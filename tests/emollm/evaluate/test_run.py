@@ -15,7 +15,7 @@ from emollm.evaluate import run
 from emollm.evaluate.protocol import EvaluationError, read_rows, select_rows
 from emollm.evaluate.results import evaluate
 from tests.emollm.evaluate.conftest import in_this_process
-from tests.emollm.evaluate.emobench import FOLDS
+from tests.emollm.evaluate.emobench import FOLDS, make_rows, write_emobench
 
 SUB_TASKS = ("emo_c", "emo_o", "intent", "hate", "humor", "sarcasm")
 
@@ -121,6 +121,21 @@ def test_limit_takes_the_same_rows_every_time(
     assert predictions_of(tmp_path / "a") == predictions_of(tmp_path / "b")
     assert {name: entry["n"] for name, entry in results["sub_tasks"].items()} == {"emo_c": 3, "intent": 3}
     assert results["left_out"] == {"over_limit": 24 * 2 + 6 - 3 + 8 - 3}
+
+
+def test_clips_with_sound_are_scored_without_the_linear_probe(
+    model_dir: Path, tmp_path: Path, without_ray: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = make_rows()
+    for row in rows:
+        if row["source"] == "clips":
+            row["media"].append({**row["media"][0], "kind": "audio", "data": [b"not heard"]})
+            row["messages"][0]["content"] += "<audio>"
+    bench = write_emobench(tmp_path / "bench", rows)
+    few = recipe(limit=4, sub_tasks=["emo_c"], baselines=["majority"])
+    results = evaluate(str(model_dir / "fold-0"), str(bench), str(tmp_path / "out"), few)
+    assert set(results["sub_tasks"]["emo_c"]["references"]) == {"nearest_neighbour"}
+    assert "no linear probe" in capsys.readouterr().out
 
 
 def predictions_of(out: Path) -> list[tuple[str, str]]:
