@@ -113,6 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
     if already:
         print(f"rationales: {already} of {plan.n_samples} samples were asked by an earlier run", flush=True)
     if shards:
+        job.reopen(target)
         _ask(arguments, target, plan, shards, already)
     manifest = job.finish(plan, target, selection)
     print(table(manifest))
@@ -164,6 +165,7 @@ def _ask(arguments: argparse.Namespace, target: Target, plan: Plan, shards: Any,
     from dataset_build import storage
     from dataset_build.progress import Progress
     from emollm.rationales import job
+    from emollm.rationales.teacher import check
 
     if arguments.endpoint is None:
         local = job.LocalJob(
@@ -173,6 +175,7 @@ def _ask(arguments: argparse.Namespace, target: Target, plan: Plan, shards: Any,
             arguments.max_side_px,
             folder=os.getcwd(),
         )
+        check(local.path)  # here, where an error is a line: a Ray actor that cannot start is a page
         with Progress("rationales", plan.n_samples, "samples", already=already) as progress:
             job.run_on_ray(local, shards, arguments.workers, progress.advance)
         return

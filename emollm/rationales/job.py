@@ -177,6 +177,7 @@ def unfinished(plan: Plan, target: Target, retry_errors: bool = False) -> list[S
     """The shards that have to be asked; with `retry_errors` also those with samples that the endpoint failed."""
     there = store.shard_files(target.data, target.name)
     if retry_errors:
+        reopen(target)
         for shard in plan.shards:
             if shard.name in there and any(
                 row["reason"] == "endpoint_error"
@@ -185,6 +186,11 @@ def unfinished(plan: Plan, target: Target, retry_errors: bool = False) -> list[S
                 there.discard(shard.name)
                 storage.remove(storage.join(store.folder(target.data, target.name), shard.name))
     return [shard for shard in plan.shards if shard.name not in there]
+
+
+def reopen(target: Target) -> None:
+    """Make the rationales unfinished, before any of their shards changes."""
+    storage.remove(storage.join(store.folder(target.data, target.name), store.MANIFEST))
 
 
 def known(plan: Plan, target: Target, selection: Selection) -> dict[str, Any] | None:
@@ -243,8 +249,8 @@ def finish(plan: Plan, target: Target, selection: Selection) -> dict[str, Any]:
 
 def forget(target: Target) -> None:
     """Remove rationales of this name, manifest first; an endpoint's kept responses stay."""
+    reopen(target)
     root = store.folder(target.data, target.name)
-    storage.remove(storage.join(root, store.MANIFEST))
     names = sorted(store.shard_files(target.data, target.name))
     storage.remove_all([storage.join(root, name) for name in names])
 

@@ -164,52 +164,70 @@ class TextProcessor:
         return str(self.tokenizer.decode(ids, **kwargs))
 
 
+def kind_of(path: str) -> str:
+    """What a folder or hub name holds, from its configuration alone: `emollm`, `mllm` or `text`. Raises TeacherError."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from emollm.model.families import FAMILIES
+
+    config_file = Path(path) / "config.json"
+    own = storage.read_json(str(config_file)).get("model_type", "") if config_file.is_file() else ""
+    if own.startswith("emollm"):
+        return "emollm"
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise TeacherError(f"{path}: neither a transformers model nor a trained EmoLLM: {reason}") from error
+    if config.model_type in FAMILIES:
+        return "mllm"
+    if type(config) in AutoModelForCausalLM._model_mapping:
+        return "text"
+    raise TeacherError(
+        f"{path}: a model of type {config.model_type!r} cannot write; give a language model, one of "
+        f"{', '.join(sorted(FAMILIES))}, or a trained EmoLLM"
+    )
+
+
+def text_processor(path: str) -> TextProcessor:
+    """The processor of a text model. Raises TeacherError where it follows no instructions."""
+    from transformers import AutoTokenizer
+
+    return TextProcessor(AutoTokenizer.from_pretrained(path))
+
+
+def check(path: str) -> None:
+    """Raise TeacherError where a model cannot be a teacher, as far as that is known without its weights."""
+    if kind_of(path) == "text":
+        text_processor(path)
+
+
 def load(path: str, max_side_px: int | None = None) -> tuple[Any, Any, bool]:
     """(model in float32, processor, whether it sees) of a folder or hub name. Raises TeacherError."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     from emollm.config import FoundationConfig, MVPConfig
-    from emollm.model import load as saved
-    from emollm.model.families import FAMILIES
 
-    kind = _saved_kind(path)
+    kind = kind_of(path)
     model: Any
     processor: Any
-    if kind.startswith("emollm"):
-        model, processor, sees = saved.load_model(path), saved.load_processor(path), True
+    if kind == "emollm":
+        from emollm.model import load as saved
+
+        model, processor = saved.load_model(path), saved.load_processor(path)
         processor.prompt = "direct"
         model.merge_lora()
+    elif kind == "mllm":
+        from emollm.model.attached_model import AttachedEmoLLM
+        from emollm.model.attached_processor import AttachedProcessor
+        from emollm.model.foundations import load_mllm_tokenizer, read_config
+
+        foundation = FoundationConfig(family="attached", mllm=path, max_side_px=max_side_px)
+        model = AttachedEmoLLM.attached(foundation, MVPConfig(content=False, relation=False), None, False)
+        config = read_config(path, "teacher")
+        processor = AttachedProcessor(load_mllm_tokenizer(path), config, max_side_px=max_side_px)
     else:
-        try:
-            config = AutoConfig.from_pretrained(path)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise TeacherError(
-                f"{path}: neither a transformers model nor a trained EmoLLM: {reason}"
-            ) from error
-        if sees := config.model_type in FAMILIES:
-            from emollm.model.attached_model import AttachedEmoLLM
-            from emollm.model.attached_processor import AttachedProcessor
-            from emollm.model.foundations import load_mllm_tokenizer
-
-            foundation = FoundationConfig(family="attached", mllm=path, max_side_px=max_side_px)
-            model = AttachedEmoLLM.attached(foundation, MVPConfig(content=False, relation=False), None, False)
-            processor = AttachedProcessor(load_mllm_tokenizer(path), config, max_side_px=max_side_px)
-        else:
-            try:
-                model = AutoModelForCausalLM.from_pretrained(path)
-            except ValueError as error:
-                raise TeacherError(
-                    f"{path}: a model of type {config.model_type!r} cannot write; give a language model, one of "
-                    f"{', '.join(sorted(FAMILIES))}, or a trained EmoLLM"
-                ) from error
-            processor = TextProcessor(AutoTokenizer.from_pretrained(path))
+        model, processor = AutoModelForCausalLM.from_pretrained(path), text_processor(path)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.float().eval().to(device), processor, sees
-
-
-def _saved_kind(path: str) -> str:
-    """The `model_type` of a local folder; empty for a hub name."""
-    config = Path(path) / "config.json"
-    return str(storage.read_json(str(config)).get("model_type", "")) if config.is_file() else ""
+    return model.float().eval().to(device), processor, kind != "text"

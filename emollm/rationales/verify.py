@@ -30,6 +30,7 @@ REASONS = {
     "too_long": f"more than {MAX_WORDS} words or {MAX_CHARS} characters, or cut off before its end",
     "markers": "a media placeholder, a chat marker or `Answer:` in the text",
     "only_label": f"fewer than {MIN_WORDS} words beside those that name an answer",
+    "repeats": "it only repeats a part of the question",
     "mentions_label": "it speaks of the answer or label that the teacher was given",
     "unparsed": "the second pass names no option, or several",
     "other_answer": "the second pass reaches another answer",
@@ -94,7 +95,13 @@ def judged(sample: dict[str, Any], text: str, cut_off: bool = False) -> Judged:
     left = len(re.findall(r"\w+", masked(sample, rationale).replace(MASK, " ")))
     if left < MIN_WORDS:
         return Judged(rationale, "only_label", f"{left} words beside it")
+    if f" {_words(rationale)} " in f" {_words(' '.join(turn['content'] for turn in sample['messages']))} ":
+        return Judged(rationale, "repeats")
     return Judged(rationale)
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.casefold()))
 
 
 def _placeholder(text: str) -> re.Match[str] | None:

@@ -95,6 +95,8 @@ def test_no_option_of_any_vocabulary_survives_the_mask(words, place, options, nu
         (f"{LINE}<|im_end|>", "markers"),
         (f"{LINE} ASSISTANT: well", "markers"),
         (f"{LINE} Answer: joy because of the many things that are to be seen in this very long rest of it", "markers"),
+        ("We  meet AT NINE in room four", "repeats"),
+        ("We meet at nine in room four, says he, and that is all there is.", ""),
         (f"{LINE} Hence the correct answer.", "mentions_label"),
         (f"{LINE} The answer is plain.", "mentions_label"),
         (f"{LINE} It was labelled as joy.", "mentions_label"),
@@ -105,10 +107,14 @@ def test_no_option_of_any_vocabulary_survives_the_mask(words, place, options, nu
     ],
 )  # fmt: skip
 def test_a_rationale_that_is_none_is_rejected_before_anybody_is_asked_again(text, reason):
-    found = judged(FEELING, text)
+    said = {
+        **FEELING,
+        "messages": [{"role": "user", "content": 'Which?\nText: "We meet at nine in room four."'}],
+    }
+    found = judged(said, text)
     assert found.reason == reason and (not reason or reason in REASONS)
     if not reason:
-        assert found.rationale.startswith((LINE, "He says")) and "\n" not in found.rationale
+        assert found.rationale.startswith((LINE, "He says", "We meet")) and "\n" not in found.rationale
 
 
 def test_a_reply_that_was_cut_off_is_too_long_however_short():

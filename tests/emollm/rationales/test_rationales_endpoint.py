@@ -236,6 +236,10 @@ def test_a_name_taken_by_another_teacher_is_refused_until_forced(serve, tmp_path
     data = write(tmp_path / "data", [row(0)])
     server = serve()
     assert rationales(data, server.url, "--name", "r") == 0
+    more = write(tmp_path / "data", [row(0), row(1, "http401")])
+    assert rationales(more, server.url, "--name", "r", "--force") == 1
+    assert not (data / "rationales/r/rationales.json").exists(), "what is being written anew is unfinished"
+    assert rationales(write(tmp_path / "data", [row(0)]), server.url, "--name", "r") == 0
     other = ["rationales", str(data), "--endpoint", server.url, "--teacher-model", "other", "--name", "r"]
     assert main(other) == 1
     assert "holds rationales of another teacher, data or version" in capsys.readouterr().err

@@ -138,10 +138,16 @@ def test_a_question_longer_than_the_teacher_takes_is_rejected_and_says_so(taught
     assert found["reason"] == "not_put" and "room for 160 more, but the teacher takes 100" in found["detail"]
 
 
-def test_what_cannot_teach_is_refused_by_name(foundations, tmp_path):
-    with pytest.raises(TeacherError, match="has no chat template"):
-        LocalTeacher(str(foundations / LANGUAGE))
-    with pytest.raises(TeacherError, match="a model of type 'dinov2' cannot write"):
-        LocalTeacher(str(foundations / "dinov2-small"))
-    with pytest.raises(TeacherError, match="neither a transformers model nor a trained EmoLLM"):
-        LocalTeacher(str(tmp_path))
+def test_what_cannot_teach_is_refused_by_name(foundations, tmp_path, capsys):
+    data = write(tmp_path / "data", word_rows())
+    for teacher, message in (
+        (foundations / LANGUAGE, "has no chat template"),
+        (foundations / "dinov2-small", "a model of type 'dinov2' cannot write"),
+        (tmp_path, "neither a transformers model nor a trained EmoLLM"),
+    ):
+        with pytest.raises(TeacherError, match=message):
+            LocalTeacher(str(teacher))
+        assert (
+            main(["rationales", str(data), "--teacher", str(teacher), "--name", "r"]) == 1
+        )  # Ray is not started
+        assert message in capsys.readouterr().err
