@@ -56,13 +56,13 @@ def data_files(data: str) -> list[DataFile]:
     return found
 
 
-def read_columns(data: str, path: str, columns: list[str]) -> pyarrow.Table:
+def read_columns(data: str, file: DataFile, columns: list[str]) -> pyarrow.Table:
     """Columns of one sample file, with `group` and `place`: the row group of a row, and its place in it."""
     import numpy as np
     import pyarrow as pa
 
-    with open_file(data, path) as stream:
-        parquet = parquet_file(stream, path)
+    with open_file(data, file) as stream:
+        parquet = parquet_file(stream, file)
         sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
         table = parquet.read(columns=columns)
     group = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
@@ -70,21 +70,24 @@ def read_columns(data: str, path: str, columns: list[str]) -> pyarrow.Table:
     return table.append_column("group", pa.array(group)).append_column("place", pa.array(place))
 
 
-def open_file(data: str, path: str) -> Any:
+def open_file(data: str, file: DataFile) -> Any:
     """A sample file as a stream. Raises DataError where it is not there."""
-    whole = storage.join(data, path)
+    whole = storage.join(data, file.path)
     try:
         return storage.open_read(whole)
     except FileNotFoundError:
         raise DataError(f"{whole}: is in the manifest, but not there; build EmoBench again") from None
 
 
-def parquet_file(stream: Any, path: str) -> Any:
-    """Raises DataError where the stream is no Parquet file."""
+def parquet_file(stream: Any, file: DataFile) -> Any:
+    """Raises DataError where the stream is no Parquet file, or has another number of rows than the manifest says."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(stream)
+        found = pq.ParquetFile(stream)
     except pa.ArrowInvalid as error:
-        raise DataError(f"{path}: no Parquet file ({error}); build EmoBench again") from error
+        raise DataError(f"{file.path}: no Parquet file ({error}); build EmoBench again") from error
+    if (rows := found.metadata.num_rows) != file.rows:
+        raise DataError(f"{file.path}: {rows} rows, the manifest says {file.rows}; build EmoBench again")
+    return found

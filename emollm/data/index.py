@@ -155,7 +155,7 @@ def outline(data: str) -> RowIndex:
     """The index without what only encoding tells (tokens, media, errors): a quick look for plans and refusals."""
     return joined(
         data,
-        {file.path: _trained(read_columns(data, file.path, _LIGHT), file.path) for file in data_files(data)},
+        {file.path: _trained(read_columns(data, file, _LIGHT), file.path) for file in data_files(data)},
     )
 
 
@@ -181,6 +181,8 @@ def make_index(data: str, out: str, encoder: Encoder, data_digest: str, on_ray: 
         for file, table in parts:
             tables[file.path] = table
             progress.advance(file.rows)
+    if lost := sorted({file.path for file in files} - set(tables)):
+        raise DataError(f"{data}: no index came of {', '.join(lost)}; start the same command again")
     index = joined(data, tables)
     _store(index, _path(out, encoder, data_digest))
     return index
@@ -191,7 +193,7 @@ def index_here(
 ) -> Iterator[tuple[DataFile, pyarrow.Table]]:
     """The index of each file, as it is done."""
     for file in files:
-        yield file, index_file(data, file.path, encoder)
+        yield file, index_file(data, file, encoder)
 
 
 def index_on_ray(
@@ -213,7 +215,7 @@ def index_on_ray(
             [{"path": file.path} for file in largest_first], override_num_blocks=len(files)
         ).map_batches(
             _FileIndexer,
-            fn_constructor_args=(data, encoder),
+            fn_constructor_args=(data, by_path, encoder),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=workers),
             num_cpus=1,
@@ -226,11 +228,11 @@ def index_on_ray(
 class _FileIndexer:
     """`index_file` in an actor of a Ray Data job."""
 
-    def __init__(self, data: str, encoder: Encoder) -> None:
+    def __init__(self, data: str, files: dict[str, DataFile], encoder: Encoder) -> None:
         import torch
 
         torch.set_num_threads(1)
-        self.data, self.encoder = data, encoder
+        self.data, self.files, self.encoder = data, files, encoder
 
     def __call__(self, batch: dict[str, Any]) -> pyarrow.Table:
         import pyarrow as pa
@@ -238,7 +240,7 @@ class _FileIndexer:
         paths = [str(path) for path in batch["path"]]
         made = []
         for path in paths:
-            table = index_file(self.data, path, self.encoder)
+            table = index_file(self.data, self.files[path], self.encoder)
             sink = io.BytesIO()
             with pa.ipc.new_stream(sink, table.schema) as writer:
                 writer.write_table(table)
@@ -246,18 +248,18 @@ class _FileIndexer:
         return pa.table({"path": paths, "index": pa.array(made, pa.binary())})
 
 
-def index_file(data: str, path: str, encoder: Encoder) -> pyarrow.Table:
+def index_file(data: str, file: DataFile, encoder: Encoder) -> pyarrow.Table:
     """The index of one file; one row group is in memory at a time."""
     import pyarrow as pa
 
     found: list[dict[str, Any]] = []
-    with open_file(data, path) as stream:
-        parquet = parquet_file(stream, path)
+    with open_file(data, file) as stream:
+        parquet = parquet_file(stream, file)
         for group in range(parquet.num_row_groups):
             rows = parquet.read_row_group(group, use_threads=False).to_pylist()
             found += [
                 {name: row[name] for name in _LIGHT}
-                | {"file": path, "group": group, "place": place}
+                | {"file": file.path, "group": group, "place": place}
                 | encoder.measure(row)._asdict()
                 for place, row in enumerate(rows)
                 if _may_be_trained(row["split"], row["fold"])

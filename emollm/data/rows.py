@@ -48,7 +48,7 @@ class RowReader:
 
     def _parquet(self, file: DataFile) -> Any:
         if file.path not in self._files:
-            self._files[file.path] = parquet_file(self.cache.open(file), file.path)
+            self._files[file.path] = parquet_file(self.cache.open(file), file)
             if len(self._files) > _OPEN_FILES:
                 self._files.popitem(last=False)[1].close(force=True)
         self._files.move_to_end(file.path)

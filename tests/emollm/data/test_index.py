@@ -90,6 +90,19 @@ def test_a_uid_that_is_there_twice_is_refused(tiny_recipe: TrainRecipe, tmp_path
         make_index(str(data), str(tmp_path), row_encoder(tiny_recipe), read_digest(str(data)))
 
 
+def test_a_file_with_other_rows_than_the_manifest_says_is_refused(
+    tiny_recipe: TrainRecipe, tmp_path: Path
+) -> None:
+    data = write_rows(tmp_path / "data", [drawn(1), drawn(2)], per_file=2)
+    kept = (data / "manifest.json").read_text()
+    write_rows(tmp_path / "data", [drawn(1)], per_file=2)
+    (data / "manifest.json").write_text(kept)
+    with pytest.raises(DataError, match="drawn-00000.parquet: 1 rows, the manifest says 2"):
+        outline(str(data))
+    with pytest.raises(DataError, match="drawn-00000.parquet: 1 rows, the manifest says 2"):
+        make_index(str(data), str(tmp_path), row_encoder(tiny_recipe), read_digest(str(data)))
+
+
 def test_a_ray_data_job_makes_the_same_index(ray_session, tiny_recipe: TrainRecipe, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "data", [drawn(number) for number in range(30)], per_file=9, per_group=4)
     encoder, files = row_encoder(tiny_recipe), data_files(str(data))
