@@ -12,12 +12,13 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from infra import servers
 from infra.prefect_api import ApiError, PrefectApi
 from infra.servers import PROJECT_ROOT, ServiceError
 
+IMAGE = "EMOBENCH_IMAGE"  # which prefect-kubernetes.yaml reads
 AUTOMATIONS = Path(__file__).with_name("automations.yaml")
 
 
@@ -108,8 +109,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--only-automations", action="store_true", help="neither pool nor deployments")
     chosen = parser.parse_args(arguments)
-    target: Any = KUBERNETES if chosen.kubernetes else LOCAL
+    target = KUBERNETES if chosen.kubernetes else LOCAL
     try:
+        if chosen.kubernetes and not os.environ.get(IMAGE):
+            raise ServiceError(
+                f"set {IMAGE} to the image that the flow runs start from, as your registry names it"
+            )
         url, auth, env = _server()
         if chosen.only_automations:
             for name in put_automations(PrefectApi(url, auth_string=auth)):

@@ -126,6 +126,15 @@ def test_without_a_server_the_command_says_what_to_do(
     assert "set PREFECT_API_URL, or start the local one with `make up`" in capsys.readouterr().err
 
 
+def test_kubernetes_deployments_want_an_image(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv(deploy.IMAGE, raising=False)
+    assert deploy.main(["--kubernetes"]) == 1
+    assert deploy.IMAGE in capsys.readouterr().err
+    assert f"${deploy.IMAGE}" in (PROJECT_ROOT / deploy.KUBERNETES.file).read_text()
+
+
 @pytest.mark.slow
 def test_a_server_takes_both_pools_and_all_deployments(
     prefect_server: servers.PrefectServer, monkeypatch: pytest.MonkeyPatch
