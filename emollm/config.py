@@ -27,7 +27,9 @@ FOUNDATION_PARTS = ("vision", "language", "audio", "mllm")
 # What `emollm` may import of dataset_build, and so what of it can change a trained model.
 SHARED_MODULES = ("schema", "labels", "media", "storage", "provenance", "progress")
 # What neither trains nor scores: it may change without either being done again.
-AFTER_TRAINING = ("emollm/__main__", "emollm/predict", "emollm/serve", "emollm/export", "emollm/model_card")
+AFTER_TRAINING = tuple(
+    f"emollm/{name}" for name in ("__main__", "predict", "serve", "export", "model_card", "rationales")
+)
 
 
 # Keys that say how a training runs, not what it learns: it may be gone on with, or be finished, under other values. The
@@ -428,7 +430,7 @@ def train_inputs(recipe: TrainRecipe, data_digest: str) -> dict[str, Any]:
     for part in FOUNDATION_PARTS:
         if plain["foundation"][part]:
             plain["foundation"][part] = foundation_digest(plain["foundation"][part])
-    left_out = ("emollm/evaluate", "emollm/recipes", "emollm/rationales", *AFTER_TRAINING)
+    left_out = ("emollm/evaluate", "emollm/recipes", *AFTER_TRAINING)
     code = {"emollm": code_digest(["emollm"], leave_out=left_out), "dataset_build": _shared_code()}
     return {"recipe": plain, "data": data_digest, "code": code}
 
