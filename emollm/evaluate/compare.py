@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from dataset_build.labels import SUB_TASK_NAMES
 from emollm.evaluate import statistics
 from emollm.evaluate.protocol import EvaluationError
-from emollm.evaluate.run_folder import Run
+from emollm.evaluate.run_folder import Run, by_uid
 
 
 class Difference(NamedTuple):
@@ -113,7 +113,7 @@ def _answers(run: Run, sub_task: str) -> _Answers:
     """What counts of a sub-task: real rows where there are any, else its demonstration rows (as in `scores`)."""
     import pyarrow.compute as pc
 
-    rows = _rows(run, sub_task).sort_by("uid")
+    rows = by_uid(_rows(run, sub_task))
     real = rows.filter(pc.invert(rows["demonstration"]))
     counted = real if real.num_rows else rows
     uids, groups, correct = (counted[name].to_pylist() for name in ("uid", "group", "correct"))

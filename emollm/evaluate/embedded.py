@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from emollm.evaluate.records import BASELINES, REFERENCES
-from emollm.evaluate.run_folder import Run
+from emollm.evaluate.run_folder import Run, by_uid
 from emollm.evaluate.score import option_probabilities
 
 CHUNK = 500  # samples per chunk: opening one unpacks about 100 kB of JSON
@@ -149,5 +149,5 @@ def _of_gold(row: Mapping[str, Any]) -> float:
 
 def rows_by_uid(run: Run) -> list[dict[str, Any]]:
     """The rows of samples.parquet, by uid."""
-    rows: list[dict[str, Any]] = run.samples.sort_by("uid").to_pylist()
+    rows: list[dict[str, Any]] = by_uid(run.samples).to_pylist()
     return rows

@@ -18,7 +18,7 @@ from dataset_build import storage
 from dataset_build.labels import SUB_TASK_NAMES
 from dataset_build.provenance import sha256_of_bytes
 from emollm.evaluate.protocol import EvaluationError
-from emollm.evaluate.run_folder import read_run
+from emollm.evaluate.run_folder import by_uid, read_run
 from emollm.evaluate.statistics import LEVEL
 
 TASKS_FOLDER = Path(__file__).resolve().parent / "lmms_eval"
@@ -41,7 +41,7 @@ def export(folder: str, out: str) -> list[str]:
     results = run.results
     scored = {name: entry for name, entry in results["sub_tasks"].items() if entry["n"]}
     target = storage.join(out, model_folder(results["name"]))
-    rows = run.samples.sort_by("uid").to_pylist()
+    rows = by_uid(run.samples).to_pylist()
     paths = [storage.join(target, f"results_{DATE}.json")]
     for name, entry in scored.items():
         mine = [

@@ -58,8 +58,9 @@ def read_samples(folder: str, results: dict[str, Any]) -> pyarrow.Table:
     if not storage.exists(path):
         raise EvaluationError(f"{path} is not there; run `emollm evaluate` again")
     try:
+        # In this thread: the threads that Arrow starts can abort a process that ends right after, as one does on an error.
         with storage.open_read(path) as stream:
-            table = pq.read_table(stream)
+            table = pq.read_table(stream, use_threads=False, pre_buffer=False)
     except pyarrow.ArrowInvalid as error:
         raise EvaluationError(f"{path}: no Parquet ({error}); run `emollm evaluate` again") from error
     if table.num_rows != results["n"]:
@@ -67,6 +68,13 @@ def read_samples(folder: str, results: dict[str, Any]) -> pyarrow.Table:
             f"{path}: {table.num_rows} rows, {RESULTS} beside it says {results['n']}; run `emollm evaluate` again"
         )
     return table
+
+
+def by_uid(table: pyarrow.Table) -> pyarrow.Table:
+    """The rows of a samples table, sorted by uid (without Arrow's threads, see `read_samples`)."""
+    import pyarrow.compute as pc
+
+    return table.take(pc.sort_indices(table, sort_keys=[("uid", "ascending")]))
 
 
 def validate(results: Any, path: str) -> None:
