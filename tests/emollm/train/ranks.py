@@ -44,11 +44,13 @@ class Job(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """What befalls one rank in the checkpoint of `step`: it dies (`write`, `metadata`), or its disk is `full`."""
+    """What befalls one rank in the checkpoint of `step` of the run in `out`: it dies in the `write`, or before the
+    `metadata`, or its disk is `full`."""
 
     kind: str
     rank: int
     step: int
+    out: Path
 
 
 class Group:
@@ -104,6 +106,7 @@ def start(world: int, folder: Path, *jobs: Job, fault: Fault | None = None) -> G
 def _run(
     rank: int, world: int, rendezvous: Path, folder: Path, jobs: Sequence[Job], fault: Fault | None
 ) -> None:
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined] # has decode workers
     log = os.open(folder / f"rank-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -137,7 +140,7 @@ def _befall(fault: Fault) -> None:
     from emollm.train.checkpoint import Checkpoints
 
     def at_the_step(path: Any) -> bool:
-        return f"step-{fault.step:06d}" in str(path)
+        return f"step-{fault.step:06d}" in str(path) and str(path).startswith(f"{fault.out}/")
 
     if fault.kind == "metadata":
         finish = Checkpoints._finish
@@ -193,7 +196,17 @@ def same_bits(one: Path, other: Path) -> bool:
 
 
 def apart(one: Path, other: Path) -> float:
-    """The largest difference between the weights of two runs."""
-    ours, theirs = weights(one), weights(other)
+    """The largest difference between the weights of two runs.
+
+    Without the bias of attention's keys: it adds the same to all scores of a query, so the loss does not depend on it. Its
+    gradient is rounding noise around zero, which Adam, dividing by the gradient's size, turns into steps.
+    """
+    ours, theirs = (
+        {name: _mattering(name, value) for name, value in weights(out).items()} for out in (one, other)
+    )
     assert ours.keys() == theirs.keys()
     return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+
+
+def _mattering(name: str, weight: torch.Tensor) -> torch.Tensor:
+    return weight.chunk(2)[1] if name.endswith("_kv.bias") else weight  # keys, then values

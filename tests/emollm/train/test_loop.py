@@ -1,165 +1,26 @@
-"""The loop with real processes: world size, ZeRO, resume after a kill, checkpoints, alignment."""
+"""The loop in one process; `test_world_size` and `test_crashes` have groups of them."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from emollm.config import TrainRecipe, load_recipe
+from emollm.config import TrainRecipe
 from emollm.data.encoder import media_key
 from emollm.data.features import FeatureStore
 from emollm.train.fold import align_fold, look_at_pictures, prepare
 from emollm.train.loop import NonFiniteLossError, finished_fold, schedule, train_fold
-from emollm.train.metrics import read_metrics
-
-RANK = Path(__file__).with_name("rank.py")
-ROOT = Path(__file__).resolve().parents[3]
+from tests.emollm.train.ranks import curve, weights
 
 
-def start(world: int, folder: Path, overrides: list[str], fold: int = 0) -> list[subprocess.Popen]:
-    """Start a group of training processes; an empty extension cache shows that nothing is compiled."""
-    rendezvous = folder / f"rendezvous-{time.monotonic_ns()}"
-    folder.mkdir(parents=True, exist_ok=True)
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "TORCH_EXTENSIONS_DIR": str(folder / "cold-extensions"),
-    }
-    processes = []
-    for rank in range(world):
-        command = [sys.executable, str(RANK), str(rank), str(world), str(rendezvous), str(fold), *overrides]
-        with (folder / f"rank-{rank}.log").open("a") as log:
-            processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
-    return processes
-
-
-def finish(processes: list[subprocess.Popen], folder: Path, limit_s: float = 240) -> dict:
-    try:
-        for process in processes:
-            if process.wait(timeout=limit_s) != 0:
-                pytest.fail((folder / "rank-0.log").read_text()[-3000:])
-    finally:
-        for process in processes:  # one that waits for a rank that is gone
-            process.kill()
-    lines = [line for line in (folder / "rank-0.log").read_text().splitlines() if line.startswith("RESULT ")]
-    return json.loads(lines[-1].removeprefix("RESULT "))
-
-
-def steps_done(out: Path, fold: int = 0) -> int:
-    return len(read_metrics(str(out / f"fold-{fold}" / "log" / "metrics.jsonl")))
-
-
-def weights(out: Path, fold: int = 0) -> dict[str, torch.Tensor]:
-    return load_file(out / f"fold-{fold}" / "trained.safetensors")
-
-
-@pytest.fixture
-def overrides(tiny_overrides: list[str]) -> list[str]:
-    """24 rows in 3 steps an epoch, 12 steps, a checkpoint every 2."""
-    return [*tiny_overrides, "tune.epochs=4", "checkpoint.every_steps=2", "tune.batch_size=5"]
-
-
-def test_killed_worker_resumes_to_bit_identical_weights(overrides: list[str], tmp_path: Path) -> None:
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    expected = finish(start(2, tmp_path / "a", [*overrides, f"out={undisturbed}"]), tmp_path / "a")
-    assert expected["world_size"] == 2
-
-    processes = start(2, tmp_path / "b", [*overrides, f"out={killed}"])
-    deadline = time.monotonic() + 120
-    while steps_done(killed) < 5 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    processes[1].send_signal(signal.SIGKILL)
-    assert processes[1].wait() == -signal.SIGKILL
-    assert processes[0].wait(timeout=120) != 0, "the survivor must not go on alone"
-    assert not (killed / "fold-0" / "fold.json").exists()
-    done = steps_done(killed)
-    assert 5 <= done < expected["steps"]
-
-    found = finish(start(2, tmp_path / "b", [*overrides, f"out={killed}"]), tmp_path / "b")
-    assert "goes on at step" in (tmp_path / "b" / "rank-0.log").read_text()
-    ours, theirs = weights(killed), weights(undisturbed)
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert found["samples_seen"] == expected["samples_seen"] == 4 * found["rows"]
-    curve = [line["step"] for line in read_metrics(str(killed / "fold-0" / "log" / "metrics.jsonl"))]
-    assert curve == list(range(1, expected["steps"] + 1)), "every step has one line"
-    assert not list((tmp_path / "b" / "cold-extensions").rglob("*.so"))
-
-
-@pytest.mark.parametrize("stage", [3])
-def test_world_size_and_zero_stage_do_not_change_the_training(
-    overrides: list[str], tmp_path: Path, stage: int
+def test_non_finite_loss_stops_with_the_uids(
+    tiny_recipe: TrainRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alone, three = tmp_path / "alone", tmp_path / "three"
-    one = finish(
-        start(1, tmp_path / "a", [*overrides, f"out={alone}", "deepspeed.stage=0", "tune.packing=false"]),
-        tmp_path / "a",
-    )
-    # Three ranks share batches of five: the last batch of an epoch leaves ranks without rows.
-    more = finish(
-        start(
-            3, tmp_path / "b", [*overrides, f"out={three}", f"deepspeed.stage={stage}", "tune.micro_batch=1"]
-        ),
-        tmp_path / "b",
-    )
-    assert one["samples_seen"] == more["samples_seen"]
-    curves = [
-        [line["loss"] for line in read_metrics(str(out / "fold-0" / "log" / "metrics.jsonl"))]
-        for out in (alone, three)
-    ]
-    assert curves[0] == pytest.approx(curves[1], abs=1e-5)
-    assert curves[0][-1] < curves[0][0], "it learns"
-    ours, theirs = weights(three), weights(alone)
-    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-4
-
-
-def test_damaged_newest_checkpoint_falls_back_to_the_one_before(
-    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
-) -> None:
-    recipe = load_recipe("smoke", [*overrides, "workers.threads=1"])
-    expected_out = tmp_path / "expected"
-    train_fold(recipe.model_copy(update={"out": str(expected_out)}), 0, "d")
-
-    class Stop(RuntimeError):
-        pass
-
-    def stop_at_8(values: dict) -> None:
-        if values["step"] == 8:
-            raise Stop
-
-    with pytest.raises(Stop):
-        train_fold(recipe, 0, "d", report=stop_at_8)
-    folder = Path(recipe.out) / "checkpoints" / "fold-0"
-    assert sorted(p.name for p in folder.glob("step-*")) == ["step-000004", "step-000006"], (
-        "rotation keeps two"
-    )
-    assert (folder / "latest").read_text() == "step-000006\n"
-    victim = next(path for path in (folder / "step-000006").glob("*.pt"))
-    victim.write_bytes(victim.read_bytes()[:100])
-    (folder / "step-000099").mkdir()  # a write that was cut off: no metadata
-    train_fold(recipe, 0, "d")
-    said = capfd.readouterr().out
-    assert "step-000099 is not used: it was not finished" in said
-    assert "step-000006 is not used" in said and "is damaged" in said
-    assert "goes on at step 5" in said
-    ours, theirs = weights(Path(recipe.out)), weights(expected_out)
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert not folder.exists(), "checkpoints go once the model is exported"
-
-
-def test_non_finite_loss_stops_with_the_uids(overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from emollm.train import loop
 
-    recipe = load_recipe("smoke", overrides)
     real = loop.align_fold
 
     def poisoned(state):
@@ -170,7 +31,7 @@ def test_non_finite_loss_stops_with_the_uids(overrides: list[str], monkeypatch: 
 
     monkeypatch.setattr(loop, "align_fold", poisoned)
     with pytest.raises(NonFiniteLossError, match=r"step 1: the loss is not finite; batch: .*drawn/all/00"):
-        train_fold(recipe, 0, "n")
+        train_fold(tiny_recipe, 0, "n")
 
 
 def test_exported_fold_loads_and_its_perspectives_have_opened(tiny_recipe: TrainRecipe) -> None:
@@ -234,16 +95,16 @@ def test_activation_checkpointing_changes_no_weight(tiny_recipe: TrainRecipe, tm
     assert kept.keys() == again.keys() and all(torch.equal(kept[name], again[name]) for name in kept)
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-def test_bf16_trains_near_float32(tiny_recipe: TrainRecipe, tmp_path: Path, stage: int) -> None:
-    def losses(precision: str) -> list[float]:
+def test_bf16_trains_near_float32(tiny_recipe: TrainRecipe, tmp_path: Path) -> None:
+    def losses(precision: str, stage: int) -> list[float]:
         settings = tiny_recipe.deepspeed.model_copy(update={"stage": stage, "precision": precision})
-        out = tmp_path / precision
+        out = tmp_path / f"{precision}-{stage}"
         train_fold(tiny_recipe.model_copy(update={"deepspeed": settings, "out": str(out)}), 0, precision)
-        return [line["loss"] for line in read_metrics(str(out / "fold-0" / "log" / "metrics.jsonl"))]
+        return [line["loss"] for line in curve(out)]
 
-    exact, rounded = losses("fp32"), losses("bf16")
-    assert len(exact) == len(rounded) and rounded == pytest.approx(exact, rel=0.02)
+    exact = losses("fp32", 2)
+    for stage in (2, 3):
+        assert losses("bf16", stage) == pytest.approx(exact, rel=0.02)
 
 
 def test_in_bf16_the_rotary_frequencies_stay_float32(tiny_recipe: TrainRecipe) -> None:

@@ -6,51 +6,64 @@ from pathlib import Path
 
 import pytest
 
-from emollm.train.metrics import read_metrics
+from emollm.config import load_recipe
+from emollm.train.loop import train_fold
+from tests.emollm.train.ranks import Job, apart, curve, start
 from tests.emollm.train.small_emobench import write_emobench
-from tests.emollm.train.test_loop import finish, start, weights
 from tests.fixtures import tiny_mllms
+
+RUNS = {
+    "composed-2": ("composed", 2),
+    "composed-3": ("composed", 3),
+    "llava_onevision-3": ("llava_onevision", 3),
+    "qwen2_5_vl-3": ("qwen2_5_vl", 3),
+}
 
 
 @pytest.fixture(scope="module")
-def mostly_words(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three rows in four are words alone."""
-    folder = tmp_path_factory.mktemp("words") / "emobench"
-    return write_emobench(folder, rows=16, has_media=lambda number: number % 4 in (0, 3) and number != 3)
-
-
-def both(overrides: list[str], folder: Path, stage: int) -> None:
-    common = [
-        *overrides,
-        "tune.epochs=2",
-        "tune.batch_size=2",
-        "tune.micro_batch=1",
-        "deepspeed.bucket_size=1000",
-    ]
-    alone, two = folder / "alone", folder / "two"
-    finish(start(1, folder / "a", [*common, f"out={alone}", "deepspeed.stage=0"]), folder / "a")
-    finish(
-        start(2, folder / "b", [*common, f"out={two}", f"deepspeed.stage={stage}"]), folder / "b", limit_s=200
+def runs(foundations: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two ranks trained, in a folder for each run, and one rank alone, in a folder for each family."""
+    folder = tmp_path_factory.mktemp("uneven")
+    # Three rows in four are words alone.
+    data = write_emobench(
+        folder / "emobench", rows=16, has_media=lambda number: number % 4 in (0, 3) and number != 3
     )
-    curves = [
-        [line["loss"] for line in read_metrics(str(out / "fold-0" / "log" / "metrics.jsonl"))]
-        for out in (alone, two)
-    ]
-    assert curves[0] == pytest.approx(curves[1], abs=1e-5)
-    ours, theirs = weights(two), weights(alone)
-    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-4
+
+    def overrides(family: str, out: str, stage: int) -> list[str]:
+        named = [
+            f"foundation.vision={foundations / 'dinov2-small'}",
+            f"foundation.language={foundations / 'smollm2-135m-instruct'}",
+        ]
+        if family != "composed":
+            if not (folder / family).exists():
+                tiny_mllms.write(family, folder / family)
+            mllm = f"{{family: attached, mllm: {folder / family}, max_side_px: 32}}"
+            named = [f"foundation={mllm}", "tune.pack_tokens=400"]
+        return [
+            *named,
+            f"data={data}",
+            f"out={folder / out}",
+            f"deepspeed.stage={stage}",
+            "deepspeed.bucket_size=1000",
+            "tune.epochs=2",
+            "tune.batch_size=2",
+            "tune.micro_batch=1",
+        ]
+
+    for family in dict.fromkeys(family for family, _ in RUNS.values()):
+        train_fold(load_recipe("smoke", overrides(family, f"{family}-alone", 0)), 0, "alone")
+    start(
+        2,
+        folder / "log",
+        *(Job(overrides(family, out, stage)) for out, (family, stage) in RUNS.items()),
+    ).finish()
+    return folder
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-def test_composed(tiny_overrides: list[str], mostly_words: Path, tmp_path: Path, stage: int) -> None:
-    both([*tiny_overrides, f"data={mostly_words}"], tmp_path, stage)
-
-
-@pytest.mark.parametrize("family, stage", [("llava_onevision", 3), ("qwen2_5_vl", 3)])
-def test_attached(
-    tiny_overrides: list[str], mostly_words: Path, tmp_path: Path, family: str, stage: int
-) -> None:
-    tiny_mllms.write(family, tmp_path / family)
-    foundation = f"foundation={{family: attached, mllm: {tmp_path / family}, max_side_px: 32}}"
-    overrides = [o for o in tiny_overrides if not o.startswith("foundation.")]
-    both([*overrides, f"data={mostly_words}", foundation, "tune.pack_tokens=400"], tmp_path, stage)
+@pytest.mark.parametrize("name", RUNS)
+def test_two_ranks_learn_what_one_does(runs: Path, name: str) -> None:
+    family, _ = RUNS[name]
+    one, two = runs / f"{family}-alone", runs / name
+    losses = [[line["loss"] for line in curve(out)] for out in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert apart(one, two) < 1e-4
