@@ -110,7 +110,7 @@ def small_disk(tmp_path: Path):
     if mounted.returncode:
         pytest.skip("needs the right to mount a file system")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", "-l", str(folder)], check=True)  # a failed run may keep a log open
 
 
 @pytest.mark.slow
