@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import io
+import logging
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -205,6 +206,7 @@ def index_on_ray(
     with ray_local.session():
         import ray
 
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plan and progress lines; ours are enough
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_options.verbose_progress = False

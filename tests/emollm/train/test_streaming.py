@@ -10,14 +10,17 @@ import torch
 from safetensors.torch import load_file
 
 from emollm.config import TrainRecipe
+from emollm.data import index
 from emollm.data.emobench import DataError
 from emollm.data.features import FeatureStore
 from emollm.data.rows import Rows
 from emollm.train.fold import look_at_pictures, prepare
 from emollm.train.loop import train_fold
 from emollm.train.metrics import read_metrics
+from emollm.train.resume import METADATA
 from emollm.train.run import train
 from tests.emollm.data.test_stream import drawn, write_rows
+from tests.emollm.train.ranks import Job, same_bits, start, wait_for
 from tests.fixtures.s3_server import S3Server
 
 
@@ -98,10 +101,45 @@ def test_the_share_of_time_waiting_for_data_is_that_of_the_stream(
         assert waited == pytest.approx(0.2 * line["rows"], rel=0.5), "five rows a step, 0.2 s each"
 
 
-@pytest.mark.slow
-def test_under_ray_train_from_s3_with_decode_workers(
-    ray_session, s3_server: S3Server, small_emobench: Path, tiny_recipe: TrainRecipe, tmp_path: Path
+def test_a_killed_rank_and_its_decode_workers_go_on_to_the_same_bits(
+    twenty_steps: list[str], undisturbed: Path, tmp_path: Path
 ) -> None:
+    """Two ranks in the middle of an epoch; `undisturbed` decoded by itself and kept all features."""
+    out, log = tmp_path / "out", tmp_path / "log"
+    job = Job([*twenty_steps, f"out={out}", "loader.decode_workers=2", "tune.cache_gib=0"])
+    group = start(2, log, job)
+    wait_for((out / "checkpoints" / "fold-0" / "step-000008" / METADATA).exists, group)
+    group.kill(1)
+    assert group.end()[0] == 1, "the other does not go on alone"
+    start(2, log, job).finish()
+    assert "goes on at step" in (log / "rank-0.log").read_text()
+    assert same_bits(out, undisturbed / "two")
+
+
+def test_a_row_that_one_rank_cannot_read_stops_both_at_once(twenty_steps: list[str], tmp_path: Path) -> None:
+    rows = [drawn(number) for number in range(12)]
+    rows[7]["media"][0]["data"] = [b"not a picture"]
+    data = write_rows(tmp_path / "data", rows, per_file=12)
+    overrides = [f"data={data}", f"out={tmp_path / 'out'}", "align.steps=0", "loader.decode_workers=1"]
+    jobs = [Job([*twenty_steps, *overrides, f"tune.cache_gib={gib}"]) for gib in (0, 0.1)]
+    for name, job in zip("ab", jobs):
+        group = start(2, tmp_path / name, job)
+        assert group.end(limit_s=60) == [1, 1]
+        for rank in range(2):
+            assert "drawn/all/0007: media[0] cannot be decoded" in group.log(rank)
+
+
+@pytest.mark.slow
+def test_under_ray_train_from_s3_with_decode_workers_and_an_index_by_ray_data(
+    ray_session,
+    s3_server: S3Server,
+    small_emobench: Path,
+    tiny_recipe: TrainRecipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(index, "_SMALL_BYTES", -1)
+    monkeypatch.setattr(index, "index_here", lambda *_: pytest.fail("the driver left it to Ray"))
     bucket = s3_server.bucket("ray-train-streams")
     s3_server.upload(small_emobench, f"{bucket}/emobench")
     cache = tmp_path / "cache"
