@@ -113,6 +113,8 @@ def _run(
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
     os.environ["TORCH_EXTENSIONS_DIR"] = str(folder / "cold-extensions")
     os.environ.pop("CXX", None)
+    # Ended with the tests, whatever happens, but with children of its own: decode workers.
+    multiprocessing.current_process().daemon = False
     import torch.distributed as dist
 
     from emollm.config import load_recipe
