@@ -31,6 +31,9 @@ _LIGHT_COLUMNS = [
     "demonstration",
     "media.list.element.kind",
     "media.list.element.sha256",
+    "media.list.element.phash",
+    "media.list.element.width",
+    "media.list.element.height",
 ]
 
 
@@ -61,6 +64,7 @@ class Row:
         None  # of the source, where protocols validate on a fold of it (`emollm.data.folds`)
     )
     protocol: int | None = None  # whose model is asked, once `select_rows` has chosen the row
+    media_looks: tuple[str, ...] = ()  # size and perceptual hash: faces cut from one picture share its digest
 
     @property
     def gold(self) -> tuple[str, ...]:
@@ -68,9 +72,13 @@ class Row:
 
     @property
     def media_keys(self) -> tuple[str, ...]:
-        """Equal for rows with the same media. A clip is its row's own: the digest is of the file it was cut from."""
-        cut = any(kind != "image" for kind in self.media_kinds)
-        return tuple(f"{digest}/{self.uid}" if cut else digest for digest in self.media_sha256)
+        """Equal for rows with the same media. The digest is of the file that a medium was cut from, so a clip is its row's
+        own, and what was cut from one picture is told apart by its looks."""
+        if any(kind != "image" for kind in self.media_kinds):
+            return tuple(f"{digest}/{self.uid}" for digest in self.media_sha256)
+        if not self.media_looks:
+            return self.media_sha256
+        return tuple(f"{it}/{look}" for it, look in zip(self.media_sha256, self.media_looks, strict=True))
 
     def question_digest(self, withhold_media: bool) -> str:
         """Equal for rows that put exactly the same question to a model."""
@@ -132,6 +140,7 @@ def _row(value: dict[str, Any], path: str, index: int, n_folds: dict[str, int]) 
         path=path,
         index=index,
         n_folds=n_folds.get(value["source"]),
+        media_looks=tuple(f"{it['width']}x{it['height']}:{it['phash']}" for it in media),
     )
     if row.options and row.answer not in row.options:
         raise EvaluationError(

@@ -8,8 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from dataset_build.schema import sample_schema
 from emollm.evaluate.baselines import linear_probe_answers, majority_answers
 from emollm.evaluate.plan import make_plan
 from emollm.evaluate.protocol import (
@@ -101,6 +104,32 @@ def test_clips_never_share_an_answer_and_pictures_do() -> None:
     again = replace(picture, uid="z")
     assert picture.question_digest(False) == again.question_digest(False)
     assert clip.question_digest(False) != replace(clip, uid="other").question_digest(False)
+
+
+def test_two_faces_cut_from_one_picture_do_not_share_an_answer(tmp_path: Path) -> None:
+    """Their `sha256` is that of the picture, and an open question has the same words for both."""
+    face = {"kind": "image", "data": [b"1"], "sha256": "whole", "phash": "f" * 16, "width": 48, "height": 48}
+    values = {
+        "sub_task": "emo_o",
+        "options": None,
+        "answer": "joy",
+        "messages": [{"role": "user", "content": "?"}],
+    }
+    sample = {"source": "expw", "split": "test", "demonstration": False, **values}
+    media = {"a": [face], "b": [{**face, "phash": "0" * 16}], "c": [face], "d": [{**face, "width": 49}]}
+    table = pa.Table.from_pylist(
+        [{**sample, "uid": uid, "media": its} for uid, its in media.items()], sample_schema()
+    )
+    (tmp_path / "test").mkdir()
+    pq.write_table(table, tmp_path / "test/expw-00000.parquet")
+    a, b, c, d = read_rows(str(tmp_path), {"files": {"test/expw-00000.parquet": {"rows": 4}}})
+    assert a.question_digest(False) == c.question_digest(False)
+    assert (
+        len({row.question_digest(False) for row in (a, b, d)})
+        == len({row.media_keys for row in (a, b, d)})
+        == 3
+    )
+    assert a.question_digest(True) == b.question_digest(True)
 
 
 def test_val_and_train_are_what_the_folders_say() -> None:
