@@ -34,8 +34,10 @@ def answers(
     replica: Replica, samples: Sequence[dict[str, Any]], asking: Asking, batch_size: int
 ) -> list[Answer]:
     """The model's answers to samples, in order."""
-    scorer = replica.scorer(batch_size, asking.max_new_tokens)
     prompts = replica.prompts([ablation.ablated(sample, asking.ablation) for sample in samples], asking)
+    scorer = replica.scorer(
+        batch_size, asking.max_new_tokens
+    )  # only now: `foreign` picks it by its first prompts
     if not asking.calibrate:
         return scorer.answers(prompts)
     closed = [number for number, prompt in enumerate(prompts) if prompt.options]

@@ -146,6 +146,13 @@ def test_a_model_whose_batches_differ_is_scored_one_by_one(
     assert "a forward pass of its own" in capsys.readouterr().out
     for ours, theirs in zip(scorer.answers(prompts), good.scorer(4, 4).answers(prompts), strict=True):
         assert ours.log_probs == pytest.approx(theirs.log_probs, abs=1e-5)
+    model._careful = (
+        None  # as a replica is that has not answered yet: its first samples are scored that way too
+    )
+    for ours, theirs in zip(
+        replica.answers(model, rows(), Asking(), 4), scorer.answers(prompts), strict=True
+    ):
+        assert ours.log_probs == theirs.log_probs
     generated = scorer.answers(model.prompts(rows(), Asking(GENERATE)))
     expected = good.scorer(4, 4).answers(good.prompts(rows(), Asking(GENERATE)))
     assert [a.token_ids for a in generated] == [a.token_ids for a in expected]
