@@ -123,7 +123,7 @@ class Endpoint:
     def __init__(
         self, settings: EndpointConfig, model: str, cache_folder: str, allow_failures: bool = False
     ) -> None:
-        """Raises EvaluationError where the key would travel unencrypted."""
+        """Raises EvaluationError where the key would travel unencrypted, or is none."""
         import httpx
 
         self.settings, self.model, self.allow_failures = settings, model, allow_failures
@@ -138,6 +138,11 @@ class Endpoint:
             raise EvaluationError(
                 f"endpoint {settings.url}: {settings.api_key_env} is set and would travel unencrypted; use https, or unset it"
             )
+        if not all("!" <= letter <= "~" for letter in key):  # else the HTTP library's message would quote it
+            raise EvaluationError(
+                f"{settings.api_key_env} holds a space, a line break or a letter that no key has; set it again"
+            )
+        self._key = key
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.client = httpx.Client(
             base_url=f"{settings.url.rstrip('/')}/",
@@ -221,10 +226,14 @@ class Endpoint:
                     if time.monotonic() > deadline:
                         raise EndpointError(f"no response within {self.settings.timeout_s:g} s", passing=True)
                 if response.status_code != 200:
-                    raise _status_error(response, bytes(data))
+                    raise _status_error(response, self._without_key(data))
         except httpx.HTTPError as error:  # its text may hold the address, never a header
             raise EndpointError(f"{type(error).__name__}: {error}"[:200], passing=True) from error
-        return read_response(bytes(data))
+        return read_response(self._without_key(data))
+
+    def _without_key(self, data: bytearray) -> bytes:
+        """A body without the key, which some servers quote: messages and the cache are made of it."""
+        return bytes(data.replace(self._key.encode(), b"[key]") if self._key else data)
 
 
 def request_body(

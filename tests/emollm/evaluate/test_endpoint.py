@@ -248,6 +248,21 @@ def test_the_key_comes_from_the_environment_and_never_reaches_a_file_or_an_open_
         endpoint.Endpoint(
             EndpointConfig(url="http://example.org/v1", api_key_env="MY_KEY"), "m", str(tmp_path)
         )
+    for status, said in ((400, {"error": "bad key s3cret-key" * 20}), (200, b"x" * 75 + b"s3cret-key")):
+        quotes = (status, said)
+        with running(lambda body, number, quotes=quotes: quotes) as server:
+            settings = EndpointConfig(url=server.url, api_key_env="MY_KEY", tries=1)
+            with (
+                endpoint.Endpoint(settings, "m", str(tmp_path / "quoted")) as asked,
+                pytest.raises(EvaluationError) as caught,
+            ):
+                asked.answer("u", {"messages": [{"role": "user", "content": "Q"}], "media": []}, 4)
+        assert "[key" in str(caught.value) and "s3cr" not in str(caught.value)
+    for broken in ("s3cret\nkey", "s3crét"):
+        monkeypatch.setenv("MY_KEY", broken)
+        with pytest.raises(EvaluationError, match="MY_KEY holds") as caught:
+            endpoint.Endpoint(EndpointConfig(url=server.url, api_key_env="MY_KEY"), "m", str(tmp_path))
+        assert "s3cr" not in str(caught.value)
     with pytest.raises(ValueError, match="no user, password"):
         EndpointConfig(url="https://user:password@example.org/v1")
 
