@@ -80,7 +80,7 @@ class FeatureStore:
         ) as progress:
             try:
                 for key, row in zip(keys, rows):
-                    computed[key] = compute(row, model, processor)
+                    computed[key] = _owned(compute(row, model, processor))
                     room -= computed[key].n_bytes
                     if progress is not None:
                         progress.advance()
@@ -100,6 +100,12 @@ class FeatureStore:
             if self.used_bytes + size <= self.limit_bytes:
                 self.used_bytes += size
                 self._kept[key] = features
+
+
+def _owned(features: Features) -> Features:
+    """Pictures from a decode worker are parts of one block of shared memory: kept, each would keep /dev/shm filled."""
+    own = tuple(visual._replace(pixels=visual.pixels.clone()) for visual in features.visuals)
+    return features._replace(visuals=own)
 
 
 @torch.no_grad()

@@ -115,8 +115,8 @@ class RowIndex:
 
     @functools.cached_property
     def shortest(self) -> int:
-        """The row that stands in where a rank has none."""
-        return min(range(len(self)), key=lambda row: (self.lengths[row], row))
+        """The row that stands in where a rank has none: of those that can be encoded, which alone have a length."""
+        return min((row for row, n in enumerate(self.lengths) if n), key=lambda row: (self.lengths[row], row))
 
     def column(self, name: str) -> list[Any]:
         values: list[Any] = self.table.column(name).to_pylist()

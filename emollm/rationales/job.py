@@ -307,7 +307,7 @@ def _on_ray(job: LocalJob, shards: Sequence[Shard], workers: int) -> Iterator[in
         import ray.data
 
         cpus, gpus = (ray.cluster_resources().get(kind, 0) for kind in ("CPU", "GPU"))
-        count = max(1, min(workers, len(shards), int(cpus)))
+        count = max(1, min(workers, len(shards), int(gpus) or int(cpus)))  # where there are GPUs, one each
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_options.verbose_progress = False
@@ -318,7 +318,7 @@ def _on_ray(job: LocalJob, shards: Sequence[Shard], workers: int) -> Iterator[in
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=count),
             num_cpus=1,
-            num_gpus=1 if gpus >= count else 0,
+            num_gpus=1 if gpus >= 1 else 0,
         )
         for row in asked.iter_rows():
             yield int(row["samples"])

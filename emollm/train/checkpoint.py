@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import Tensor
 
 from dataset_build import storage
@@ -211,7 +212,7 @@ def disk_trouble(folder: Path) -> Iterator[None]:
     """Turn a write that failed for want of room into a CheckpointError that names the folder and the remedy."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         if not _no_room(error):
             raise
         free = shutil.disk_usage(
@@ -225,7 +226,11 @@ def disk_trouble(folder: Path) -> Iterator[None]:
 
 
 def _no_room(error: Exception) -> bool:
-    """No room on the device, a quota, or a limit of file sizes. torch's writer of archives says it in its own words."""
+    """No room on the device, a quota, or a limit of file sizes. The writers of torch's archives and of safetensors say it
+    in their own words."""
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        return error.errno in codes
+    if isinstance(error, SafetensorError):
+        return any(f"(os error {code})" in str(error) for code in codes)
     return "PytorchStreamWriter failed writing" in str(error) or "unexpected pos" in str(error)

@@ -33,7 +33,7 @@ class MetricsWriter:
         # Whole or not at all: a kill in the middle would lose the lines of steps that are not done again.
         storage.write_bytes(str(self.path), "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._stream = self.path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=done_steps or None)
+        self._board = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=done_steps + 1)
         self._progress = Progress(
             f"fold {fold} training", total=total_steps, unit="steps", already=done_steps
         )

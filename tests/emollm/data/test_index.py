@@ -84,6 +84,20 @@ def test_every_row_that_cannot_be_trained_on_is_named_before_anything_starts(
         trainable(index, without, 0)
 
 
+def test_a_row_that_cannot_be_encoded_stands_in_for_no_other(
+    tiny_recipe: TrainRecipe, tmp_path: Path
+) -> None:
+    """Rows of a source that `mix` leaves out stay in the index, and one without a length is not the shortest."""
+    rows = [drawn(number) for number in range(4)]
+    rows[2] |= {"sub_task": "emo_o", "answer": None}
+    data = write_rows(tmp_path / "data", rows, per_file=4)
+    mix = {"drawn/emo_o": 0}
+    recipe = tiny_recipe.model_copy(update={"data": str(data), "out": str(tmp_path / "out"), "mix": mix})
+    index = make_index(recipe.data, recipe.out, row_encoder(recipe), read_digest(recipe.data))
+    found = trainable(index, recipe, 0)
+    assert len(found) == 4 and found.table.column("error")[found.shortest].as_py() is None
+
+
 def test_a_uid_that_is_there_twice_is_refused(tiny_recipe: TrainRecipe, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "data", [drawn(1), drawn(2), drawn(1)], per_file=2)
     with pytest.raises(DataError, match="uid 'drawn/all/0001' is in the data 2 times"):

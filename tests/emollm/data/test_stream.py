@@ -15,6 +15,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from dataset_build.provenance import sha256_of_file, sha256_of_json
 from dataset_build.schema import sample_schema
@@ -23,10 +24,12 @@ from emollm.data.cache import FileCache
 from emollm.data.collate import Encoded
 from emollm.data.emobench import DataError, data_files, read_digest
 from emollm.data.encoder import Encoder
+from emollm.data.features import FeatureStore
 from emollm.data.index import RowIndex, make_index
 from emollm.data.plan import Step, plan_training
 from emollm.data.rows import Rows
 from emollm.data.stream import Steps, Stream
+from emollm.model.families import Visual
 from emollm.train.fold import row_encoder
 from tests.emollm.train.small_emobench import LABELS, in_words, sample
 from tests.fixtures.s3_server import S3Server
@@ -221,7 +224,9 @@ def test_a_decode_worker_that_dies_is_an_error_and_not_a_hang(
         next(stream)
         (worker,) = decode_workers()
         os.kill(worker.pid, signal.SIGKILL)
-        with pytest.raises(DataError, match="a decode worker died .*lower loader.decode_workers, loader.prefetch"):
+        with pytest.raises(
+            DataError, match="a decode worker died .*lower loader.decode_workers, loader.prefetch"
+        ):
             list(stream)
 
 
@@ -285,3 +290,14 @@ def test_row_groups_beyond_the_memory_limit_are_let_go(
         assert reader.row(number) == read.rows.row(number)
     assert len(reader._reader._groups) == 1
     assert len(read.rows._reader._groups) == 9
+
+
+def test_pictures_that_are_kept_do_not_hold_the_memory_that_decode_workers_share() -> None:
+    """It is /dev/shm, often 64 MiB, and a part of one block holds the whole."""
+    block = torch.ones(4, 4).share_memory_()
+    row = Encoded("a", [1], [1], [], [], [], 0, [Visual("image", block[:1])], None)
+    store = FeatureStore(1.0)
+    store.fill(["key"], [row], None, None, 0, 1)  # an attached foundation's pictures need no model
+    (kept,) = store.get("key").visuals
+    assert not kept.pixels.is_shared() and kept.pixels.untyped_storage().nbytes() == kept.n_bytes == 16
+    assert torch.equal(kept.pixels, block[:1])

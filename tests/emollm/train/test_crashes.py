@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from emollm.config import load_recipe
-from emollm.train.checkpoint import CheckpointError
+from emollm.train.checkpoint import CheckpointError, Checkpoints
 from emollm.train.loop import train_fold
-from emollm.train.resume import METADATA
+from emollm.train.resume import METADATA, ONLY_THE_SAME
 from tests.emollm.train.conftest import EVERY, STEPS
 from tests.emollm.train.ranks import Fault, Group, Job, curve, same_bits, start, wait_for
 
@@ -111,6 +113,18 @@ def small_disk(tmp_path: Path):
         pytest.skip("needs the right to mount a file system")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)  # a failed run may keep a log open
+
+
+def test_no_room_for_weights_is_told_as_such(tmp_path: Path) -> None:
+    """safetensors, which writes the best weights and the exported model, has an exception of its own for it."""
+    checkpoints = Checkpoints(tmp_path, "test-digest", 2, ONLY_THE_SAME)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(CheckpointError, match="cannot be written to.*Make room"):
+            checkpoints.save_best({"weight": torch.zeros(10_000)}, 3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.slow
