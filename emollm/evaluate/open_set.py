@@ -16,6 +16,8 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from emollm.evaluate import parse as parse_choice
+
 TABLE_PATH = Path(__file__).resolve().parent / "synonyms.yaml"
 
 OK = "ok"
@@ -26,9 +28,6 @@ STATUSES = (OK, EMPTY, UNPARSED, REFUSED)
 
 WHEEL = ("joy", "trust", "fear", "surprise", "sadness", "disgust", "anger", "anticipation")
 
-_REFUSALS = re.compile(
-    r"\b(i (?:can ?not|can't|cant|am unable|am not able|won't|will not)|i'm (?:sorry|unable|not able)|sorry|as an ai)\b"
-)
 # Words that say nothing about a feeling: they are no gap of the table.
 _FUNCTION_WORDS = frozenset(
     (
@@ -177,7 +176,7 @@ def parse(text: str, table: Table | None = None) -> Parsed:
     for whole in (_key(text), plain.replace("-", "")):
         if whole in table.group_of:
             return Parsed(OK, table.group_of[whole], (table.lemma_of[whole],))
-    if _REFUSALS.search(plain):
+    if parse_choice.refuses(text):
         return Parsed(REFUSED, None)
     found, unknown = _scan(plain, table)
     strong = [entry for entry in found if entry.word not in table.weak] or found

@@ -37,7 +37,8 @@ MAX_CHARS = 4000
 # Normalised text; an apostrophe stays.
 REFUSALS = (
     r"\bi (?:can ?not|can't|cant|could not|couldn't|won't|will not)\b",
-    r"\bi(?:'m| am) (?:sorry|afraid|unable|not able|not going to|not comfortable)\b",
+    r"\bi(?:'m| am) (?:sorry|unable|not able|not going to|not comfortable)\b",
+    r"\bi(?:'m| am) afraid,? (?:that |but )?(?:i|it|this|there)\b",  # alone it names a feeling
     r"\bi (?:must|have to) (?:decline|refuse)\b",
     r"\b(?:sorry|unfortunately|i apologi[sz]e)\b.*\b(?:can ?not|can't|unable|not able|not possible|impossible)\b",
     r"\bsorry,? but\b",
@@ -87,6 +88,11 @@ def read_choice(text: str, options: Sequence[str], cut_off: bool = False) -> Rea
     if len(mentioned) == 1 and None not in mentioned:
         return Reading(OK, mentioned.pop())
     return Reading(UNPARSED)
+
+
+def refuses(text: str) -> bool:
+    """Whether a text says that its speaker cannot or will not answer."""
+    return _REFUSAL.search(_plain(text)) is not None
 
 
 def spoken(text: str) -> str:

@@ -34,7 +34,8 @@ def test_words_and_their_forms_find_their_group(said: str, group: str) -> None:
     [
         ("", "empty"), (" .!", "empty"), ("\n", "empty"), ("not happy", "unparsed"), ("happy or sad", "unparsed"),
         ("the quick brown fox", "unparsed"), ("I'm sorry, I cannot tell", "refused"), ("As an AI, I have no eyes", "refused"),
-        ("I can't see a picture", "refused"), ("😀", "empty"),
+        ("I can't see a picture", "refused"), ("😀", "empty"), ("Sorry.", "refused"), ("It is not possible to tell joy here", "refused"),
+        ("I’m afraid I cannot say", "refused"), ("I must decline", "refused"), ("I am not going to guess, sad", "refused"),
     ],
 )  # fmt: skip
 def test_what_names_no_single_emotion_counts_as_invalid(said: str, status: str) -> None:
