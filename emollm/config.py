@@ -381,7 +381,10 @@ def _explain(problem: Any, root: type[Component] | None = None) -> str:
         return f"unknown key {key!r}{hint}"
     if problem["type"] == "missing":
         return f"{key!r} is missing"
-    return f"{key or 'recipe'}: {problem['msg']} (found {problem['input']!r})" if key else str(problem["msg"])
+    # A check of a whole section names the value itself, or does not for a reason (a URL with a password in it).
+    whole = problem["type"] == "value_error" and isinstance(problem["input"], dict)
+    found = "" if whole else f" (found {problem['input']!r})"
+    return f"{key}: {problem['msg']}{found}" if key else str(problem["msg"])
 
 
 def _keys_below(location: list[str], root: type[Component]) -> list[str]:

@@ -195,6 +195,7 @@ def _cause_in_worker(error: BaseException) -> BaseException | None:
 def print_scores(results: dict[str, Any]) -> None:
     """The score table, on the terminal."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from emollm.evaluate.charts import percent, points
@@ -204,7 +205,7 @@ def print_scores(results: dict[str, Any]) -> None:
     shown = [name for name in TABLE_COMPARES if any(name in _compared(entry) for _, entry in entries)]
     table = Table(
         show_lines=True,
-        title=f"EmoBench: {results['name']} ({results['split']})",
+        title=escape(f"EmoBench: {results['name']} ({results['split']})"),
         title_justify="left",
     )
     table.add_column("sub-task")

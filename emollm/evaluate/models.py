@@ -116,6 +116,8 @@ def _training(path: str) -> Model:
 
 
 def _foreign(path: str) -> Model:
+    if not path:
+        raise EvaluationError("hf: names no model; write hf:NAME_OR_FOLDER")
     from transformers import AutoModelForImageTextToText
 
     from emollm.model.foundations import read_config

@@ -36,11 +36,15 @@ class EndpointConfig(Component):
 
     @model_validator(mode="after")
     def _check(self) -> EndpointConfig:
-        parts = urllib.parse.urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{self.url!r} is not an http(s) URL, for example http://127.0.0.1:8000/v1")
-        if "@" in parts.netloc or parts.query:
+        if "@" in self.url.partition("//")[2].partition("/")[0] or "?" in self.url:
             raise ValueError("the endpoint's URL stands in the results: no user, password or query in it")
+        try:
+            parts = urllib.parse.urlsplit(self.url)
+            known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:  # of a port that is no number or too large, and of half a bracket
+            known = False
+        if not known or not self.url.isprintable() or " " in self.url:
+            raise ValueError(f"{self.url!r} is not an http(s) URL, for example http://127.0.0.1:8000/v1")
         return self
 
 

@@ -92,6 +92,9 @@ def test_report_is_made_again_from_the_run_folder(finished: list[str], tmp_path:
             2,
             "not an http(s) URL",
         ),
+        (["evaluate", "--model", "openai:m", "--endpoint", "http://h:99999/v1"], 2, "not an http(s) URL"),
+        (["evaluate", "--model", "openai:m", "--endpoint", "http://[h/v1"], 2, "not an http(s) URL"),
+        (["evaluate", "--model", "hf:", "--data", "d"], 1, "names no model"),
         (["evaluate", "--model", "hf:./nowhere", "--data", "d"], 1, "no such folder"),
         (["evaluate", "--model", "hf:./nowhere"], 2, "--data is missing"),
         (["evaluate", "--model", "m", "--calibrate", "--mode", "generate"], 2, "calibrate divides"),
@@ -105,6 +108,13 @@ def test_mistakes_are_named_without_a_traceback(
     assert call(*arguments) == code
     said = capsys.readouterr().err
     assert said.startswith("error: ") and message in said
+
+
+def test_a_password_in_a_url_is_not_repeated(capsys: pytest.CaptureFixture[str]) -> None:
+    for url in ("https://me:hunter2@h/v1", "ftp://me:hunter2@h", "https://h/v1?key=hunter2"):
+        assert call("evaluate", "--model", "openai:m", "--data", "d", "--endpoint", url) == 2
+        said = capsys.readouterr().err
+        assert "no user, password or query" in said and "hunter2" not in said
 
 
 def test_a_dry_run_says_what_is_left_to_ask_and_writes_nothing(
