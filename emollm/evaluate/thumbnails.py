@@ -42,20 +42,22 @@ def make_thumbnails(
     made: dict[str, Thumbnail] = {}
     used = 0
     for some in wanted.values():
-        of_image: Thumbnail | None = None
+        of_image: dict[
+            bytes, Thumbnail
+        ] = {}  # by stored bytes: what was cut from one picture shares its digest
         for sample in some:
             medium = found.get(sample["uid"])
             if medium is None or medium["kind"] not in ("image", "video"):
                 continue
-            if medium["kind"] == "image" and of_image is not None:
-                made[sample["uid"]] = of_image
+            if medium["kind"] == "image" and (known := of_image.get(medium["data"][0])):
+                made[sample["uid"]] = known
                 continue
             thumbnail = _thumbnail(medium, TEXT_CARD_SIDE_PX if sample["demonstration"] else SIDE_PX)
             if used + len(thumbnail.uri) > budget_bytes:
                 return made
             used += len(thumbnail.uri)
             made[sample["uid"]] = thumbnail
-            of_image = thumbnail
+            of_image[medium["data"][0]] = thumbnail
     return made
 
 

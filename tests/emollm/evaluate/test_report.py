@@ -449,3 +449,20 @@ def test_fifty_thousand_samples_load_and_filter_quickly(browser: Any, tmp_path: 
     assert opened.count().startswith(f"{left} of 50,000") and left > 10 and size < 6_000_000
     assert max(times["filter"], times["sort"], times["search"]) < 1500 and times["load"] < 5000
     opened.close()
+
+
+def test_two_faces_cut_from_one_picture_have_each_their_own_on_the_page(tmp_path: Path) -> None:
+    """The digest of a medium is that of the whole picture, which both share."""
+    from emollm.evaluate.thumbnails import make_thumbnails
+    from tests.emollm.evaluate.emobench import make_rows, write_emobench
+
+    first, *_, other = (row for row in make_rows() if [it["kind"] for it in row["media"]] == ["image"])
+    rows = [first, {**other, "media": [{**other["media"][0], "sha256": first["media"][0]["sha256"]}]}]
+    assert first["media"][0]["data"] != other["media"][0]["data"]
+    data = write_emobench(tmp_path / "emobench", rows)
+    samples = [
+        {"uid": row["uid"], "media_sha256": [it["sha256"] for it in row["media"]], "demonstration": False}
+        for row in rows
+    ]
+    made = make_thumbnails(str(data), samples, 10**6)
+    assert len({made[row["uid"]].uri for row in rows}) == 2
