@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dataset_build import storage
@@ -64,7 +66,8 @@ def read_columns(data: str, file: DataFile, columns: list[str]) -> pyarrow.Table
     with open_file(data, file) as stream:
         parquet = parquet_file(stream, file)
         sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
-        table = parquet.read(columns=columns)
+        with _damage(file):
+            table = parquet.read(columns=columns)
     group = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
     place = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes] or [group])
     return table.append_column("group", pa.array(group)).append_column("place", pa.array(place))
@@ -81,13 +84,29 @@ def open_file(data: str, file: DataFile) -> Any:
 
 def parquet_file(stream: Any, file: DataFile) -> Any:
     """Raises DataError where the stream is no Parquet file, or has another number of rows than the manifest says."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with _damage(file):
         found = pq.ParquetFile(stream)
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{file.path}: no Parquet file ({error}); build EmoBench again") from error
     if (rows := found.metadata.num_rows) != file.rows:
         raise DataError(f"{file.path}: {rows} rows, the manifest says {file.rows}; build EmoBench again")
     return found
+
+
+def read_group(parquet: Any, file: DataFile, group: int) -> pyarrow.Table:
+    """One row group of a `parquet_file`. Raises DataError where it is damaged."""
+    with _damage(file):
+        return parquet.read_row_group(group, use_threads=False)
+
+
+@contextlib.contextmanager
+def _damage(file: DataFile) -> Iterator[None]:
+    """Name the file in what Arrow says of bytes that it cannot read: an OSError that does not."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(
+            f"{file.path}: cannot be read ({' '.join(str(error).split())}); if the file is damaged, build EmoBench again"
+        ) from error

@@ -29,6 +29,7 @@ from emollm.data.emobench import (
     open_file,
     parquet_file,
     read_columns,
+    read_group,
     read_manifest,
 )
 from emollm.data.plan import Place
@@ -258,7 +259,7 @@ def index_file(data: str, file: DataFile, encoder: Encoder) -> pyarrow.Table:
     with open_file(data, file) as stream:
         parquet = parquet_file(stream, file)
         for group in range(parquet.num_row_groups):
-            rows = parquet.read_row_group(group, use_threads=False).to_pylist()
+            rows = read_group(parquet, file, group).to_pylist()
             found += [
                 {name: row[name] for name in _LIGHT}
                 | {"file": file.path, "group": group, "place": place}

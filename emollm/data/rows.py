@@ -10,7 +10,7 @@ import numpy as np
 from emollm.config import LoaderConfig
 from emollm.data.cache import FileCache
 from emollm.data.collate import Encoded
-from emollm.data.emobench import DataError, DataFile, data_files, parquet_file
+from emollm.data.emobench import DataError, DataFile, data_files, parquet_file, read_group
 from emollm.data.encoder import Encoder
 from emollm.data.index import RowIndex
 
@@ -39,7 +39,7 @@ class RowReader:
         if key in self._groups:
             self._groups.move_to_end(key)
             return self._groups[key]
-        table = self._parquet(file).read_row_group(group, use_threads=False)
+        table = read_group(self._parquet(file), file, group)
         self._groups[key] = table
         self._used += table.nbytes
         while self._used > self.memory_bytes and len(self._groups) > 1:

@@ -117,6 +117,20 @@ def test_a_file_with_other_rows_than_the_manifest_says_is_refused(
         make_index(str(data), str(tmp_path), row_encoder(tiny_recipe), read_digest(str(data)))
 
 
+def test_a_damaged_file_is_named(tiny_recipe: TrainRecipe, tmp_path: Path) -> None:
+    """Arrow's own words for damaged pages name no file."""
+    data = write_rows(tmp_path / "data", [drawn(1), drawn(2)], per_file=2)
+    (path,) = (data / "train").glob("*.parquet")
+    content, encoder = path.read_bytes(), row_encoder(tiny_recipe)
+    footer = int.from_bytes(content[-8:-4], "little")
+    for start in (4, len(content) - 8 - footer):  # a page, what the pages are
+        path.write_bytes(content[:start] + bytes(64) + content[start + 64 :])
+        with pytest.raises(
+            DataError, match="train/drawn-00000.parquet: cannot be read .*build EmoBench again"
+        ):
+            make_index(str(data), str(tmp_path), encoder, read_digest(str(data)))
+
+
 def test_a_ray_data_job_makes_the_same_index(ray_session, tiny_recipe: TrainRecipe, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "data", [drawn(number) for number in range(30)], per_file=9, per_group=4)
     encoder, files = row_encoder(tiny_recipe), data_files(str(data))
