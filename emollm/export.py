@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from dataset_build import storage
+from dataset_build.provenance import sha256_of_file
 from emollm import model_card
 from emollm.config import TrainRecipe, load_recipe
 from emollm.model.base import EmoLLMBase
@@ -58,6 +59,8 @@ def export(
     `evaluation` is a folder with results.json, or one that holds `evaluation/results.json`; without it, one beside the
     run is taken if it is of this model. `recipe` is for checkpoints that do not say what trained them. Raises ExportError.
     """
+    if storage.is_remote(destination):
+        raise ExportError(f"{destination}: models are written to a local folder; export there and copy it")
     path = Path(destination)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ExportError(f"{destination}: is there already and not empty; give a new folder")
@@ -132,10 +135,10 @@ def _from_checkpoint(source: str, recipe_name: str | None) -> Trained:
             f"{source}: this checkpoint was not finished (no {METADATA}); give the one before it"
         )
     metadata = storage.read_json(str(folder / METADATA))
-    for name in metadata["files"]:
-        if not (folder / name).is_file():
+    for name, digest in metadata["files"].items():
+        if not (folder / name).is_file() or sha256_of_file(str(folder / name)) != digest:
             raise ExportError(
-                f"{folder / name}: missing, so this checkpoint is damaged; give the one before it"
+                f"{folder / name}: missing or not as it was written, so this checkpoint is damaged; give the one before it"
             )
     recorded = folder.parent / RECIPE_FILE
     known = storage.read_json(str(recorded)) if recorded.is_file() else {}

@@ -138,6 +138,13 @@ def test_a_checkpoint_gives_the_model_that_training_would_have_left(
     assert fold["fold"] == 0 and fold["data_digest"]
 
     capsys.readouterr()
+    victim = next(newest.glob("*model_states.pt"))
+    content = victim.read_bytes()
+    victim.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert main(["export", str(newest), str(tmp_path / "other")]) == 1
+    assert f"{victim.name}: missing or not as it was written" in capsys.readouterr().err
+    victim.write_bytes(content)
+
     (newest.parent / "recipe.json").unlink()
     assert main(["export", str(newest), str(tmp_path / "other")]) == 1
     assert "give its recipe with --recipe" in capsys.readouterr().err
@@ -165,6 +172,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
         (["/nowhere", "DEST"], "no trained model there; give a fold"),
         (["FOLD", "FOLD"], "is there already and not empty"),
         (["FOLD", "DEST", "--evaluation", "/nowhere"], "no results.json there"),
+        (["FOLD", "s3://bucket/dest"], "models are written to a local folder"),
     ],
 )
 def test_what_cannot_be_exported_is_said_in_a_line(
