@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from emollm.config import AlignConfig, LoaderConfig
+from emollm.config import LoaderConfig, TrainRecipe
 from emollm.data.collate import Encoded
 from emollm.data.features import Features
 from emollm.data.index import RowIndex
@@ -31,16 +31,14 @@ def align(
     processor: EmoLLMProcessor,
     index: RowIndex,
     look: Callable[[list[list[int]]], Iterator[list[tuple[Encoded, Features]]]],
-    config: AlignConfig,
-    loader: LoaderConfig,
-    seed: int,
+    recipe: TrainRecipe,
 ) -> list[float]:
     """Train MVP in place; returns the loss of every step. Deterministic: every rank gets the same weights.
 
     `look` gives the rows of each batch of row numbers, with their features.
     """
-    tasks, answers, keys = index.column("sub_task"), index.column("answer"), index.keys
-    rows = [n for n, task in enumerate(tasks) if task in config.sub_tasks and index.pictures[n]]
+    config, answers, keys = recipe.align, index.column("answer"), index.keys
+    rows = aligned_rows(index, recipe)
     if not rows or config.steps == 0:
         return []
     labels = {key: sorted({answers[n] for n in rows if keys[n] == key}) for key in {keys[n] for n in rows}}
@@ -51,7 +49,7 @@ def align(
     optimizer = torch.optim.AdamW(
         scene.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
-    order = _endless(rows, index, loader, seed)
+    order = _endless(rows, index, recipe.loader, recipe.seed)
     batches = [[next(order) for _ in range(min(config.batch_size, len(rows)))] for _ in range(config.steps)]
     losses = []
     for step, (batch, found) in enumerate(zip(batches, look(batches))):
@@ -80,6 +78,17 @@ def align(
         losses.append(float(loss.detach()))
     optimizer.zero_grad(set_to_none=True)
     return losses
+
+
+def aligned_rows(index: RowIndex, recipe: TrainRecipe) -> list[int]:
+    """The rows with pictures of the aligned sub-tasks, without those that `mix` leaves out of the training."""
+    left_out = {key for key, amount in recipe.mix.items() if amount == 0}
+    tasks, keys = index.column("sub_task"), index.keys
+    return [
+        n
+        for n, task in enumerate(tasks)
+        if task in recipe.align.sub_tasks and index.pictures[n] and keys[n] not in left_out
+    ]
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from emollm.model.base import EmoLLMBase
 from emollm.model.emollm import EmoLLM
 from emollm.model.foundations import read_config
 from emollm.model.processor import EmoLLMProcessor
-from emollm.train.align import align
+from emollm.train.align import align, aligned_rows
 from emollm.train.build import initial_model, initial_processor, training_prompt
 
 _LOOK_AT = 8  # rows that a decode worker brings at a time where there are no steps
@@ -213,8 +213,7 @@ def refuse_uneven_towers(state: Fold, numbers: Sequence[int]) -> None:
 
 def _rows_looked_at(state: Fold) -> list[int]:
     """Rows that any rank will see in either stage."""
-    tasks = state.index.column("sub_task")
-    aligned = {number for number, task in enumerate(tasks) if task in state.recipe.align.sub_tasks}
+    aligned = set(aligned_rows(state.index, state.recipe))
     return sorted(aligned.union(planned_rows(state.index.keys, state.recipe), [state.index.shortest]))
 
 
@@ -225,8 +224,7 @@ def align_fold(state: Fold) -> list[float]:
     started = time.monotonic()
     model, processor = state.model, state.processor
     assert isinstance(model, EmoLLM) and isinstance(processor, EmoLLMProcessor)
-    recipe = state.recipe
-    losses = align(model, processor, state.index, state.look, recipe.align, recipe.loader, recipe.seed)
+    losses = align(model, processor, state.index, state.look, state.recipe)
     if losses and state.rank == 0:
         print(
             f"fold {state.number}: aligned pictures with label words in {len(losses)} steps, "

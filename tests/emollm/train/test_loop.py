@@ -11,6 +11,7 @@ import torch
 from emollm.config import TrainRecipe
 from emollm.data.encoder import media_key
 from emollm.data.features import FeatureStore
+from emollm.train.align import aligned_rows
 from emollm.train.fold import align_fold, look_at_pictures, prepare
 from emollm.train.loop import NonFiniteLossError, finished_fold, schedule, train_fold
 from tests.emollm.train.ranks import curve, weights
@@ -77,6 +78,14 @@ def test_alignment_lowers_its_loss_and_leaves_the_language_model_alone(tiny_reci
     assert len(losses) == 40 and losses[-1] < 0.5 * losses[0]
     changed = {name for name, p in state.model.named_parameters() if not torch.equal(p, before[name])}
     assert changed and all(name.startswith("projector.") for name in changed)
+
+
+def test_alignment_takes_no_row_that_mix_leaves_out(tiny_recipe: TrainRecipe) -> None:
+    index = prepare(tiny_recipe, 0, 0, 1, FeatureStore(1)).index
+    rows = aligned_rows(index, tiny_recipe)
+    key = index.keys[rows[0]]
+    without = tiny_recipe.model_copy(update={"mix": {**tiny_recipe.mix, key: 0}})
+    assert aligned_rows(index, without) == [row for row in rows if index.keys[row] != key]
 
 
 def test_learning_rate_rises_then_falls() -> None:
