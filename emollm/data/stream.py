@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import multiprocessing.connection
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from multiprocessing import forkserver
 from types import TracebackType
@@ -94,7 +96,7 @@ class Stream:
             prefetch_factor=loader.prefetch if self._workers else None,
             multiprocessing_context=_forkserver() if self._workers else None,
             collate_fn=_as_it_is,
-            worker_init_fn=functools.partial(_take_environment, dict(os.environ)),
+            worker_init_fn=functools.partial(_begin_worker, dict(os.environ)),
             generator=torch.Generator(),  # its own: the global one belongs to the model
         )
         self._iterator: Iterator[Any] | None = None
@@ -149,9 +151,21 @@ def _forkserver() -> Any:
     return context
 
 
-def _take_environment(environment: dict[str, str], worker: int) -> None:
-    """Give a decode worker the environment of the rank (the store's credentials); its server may be older than it."""
+def _begin_worker(environment: dict[str, str], worker: int) -> None:
+    """Give a decode worker the environment of the rank (the store's credentials), and end it when the rank is gone.
+
+    The fork server may be older than what is in the environment now. PyTorch's own watch looks at the parent, which is
+    that server: after a rank was killed it would live as long as its workers, and they as long as it.
+    """
     os.environ.update(environment)
+    rank = multiprocessing.parent_process()
+    assert rank is not None, "a decode worker is started by a rank"
+
+    def watch() -> None:
+        multiprocessing.connection.wait([rank.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="end with the rank").start()
 
 
 def _as_it_is(rows: Any) -> Any:

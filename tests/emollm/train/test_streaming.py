@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -109,8 +110,12 @@ def test_a_killed_rank_and_its_decode_workers_go_on_to_the_same_bits(
     job = Job([*twenty_steps, f"out={out}", "loader.decode_workers=2", "tune.cache_gib=0"])
     group = start(2, log, job)
     wait_for((out / "checkpoints" / "fold-0" / "step-000008" / METADATA).exists, group)
+    helpers = psutil.Process(group.processes[1].pid).children(recursive=True)
+    assert sum(process.name() == "pt_data_worker" for process in helpers) == 2
     group.kill(1)
     assert group.end()[0] == 1, "the other does not go on alone"
+    _, left = psutil.wait_procs(helpers, timeout=20)
+    assert not left, "the decode workers of a killed rank end, and with them their fork server"
     start(2, log, job).finish()
     assert "goes on at step" in (log / "rank-0.log").read_text()
     assert same_bits(out, undisturbed / "two")
