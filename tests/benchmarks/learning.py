@@ -3,18 +3,19 @@
     make quickstart                                  # or at least its EmoBench: python -m dataset_build build quickstart
     python tests/benchmarks/learning.py              # trains and scores what is not there yet, then writes the table
 
-Every run is the quickstart's recipe with one thing changed, trained and scored by the command line in a folder of its
-own; a run that is there is not done again. A sample's score is its mean over the seeds; intervals are 95 % bootstraps over
-the same clusters (emoji, gestures, texts) as in `emollm evaluate`, paired with the full model on the same samples.
+Every run is the quickstart's recipe with one thing changed, trained by one worker and scored in a folder of its own; a run
+that is there is not done again. Loop and scorer are called without Ray, in this one process: the frozen vision tower then
+reads each picture once for all runs. A sample's score is its mean over the seeds; intervals are 95 % bootstraps over the same
+clusters (emoji, gestures, texts) as in `emollm evaluate`, paired with the full model on the same samples.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,11 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from emollm.config import TrainRecipe, load_recipe
 from emollm.evaluate import metrics
+from emollm.evaluate.results import evaluate
+from emollm.train.resume import Resume
+from emollm.train.run import train
 
 FULL = "MVP, direct"
 VARIANTS = {
@@ -40,6 +45,28 @@ def run_folder(out: Path, variant: str, seed: int) -> Path:
     return out / variant.replace(", ", "-").replace(" ", "-").lower() / f"seed-{seed}"
 
 
+def without_ray(cache_gib: float) -> None:
+    """Let the loop and the scorer run in this process."""
+    from emollm.data.features import FeatureStore
+    from emollm.evaluate import run as scoring
+    from emollm.train import loop, ray_worker
+
+    features = FeatureStore(cache_gib)
+
+    def train_here(recipe: TrainRecipe, inputs_digest: str, folds: Sequence[int], resume: Resume) -> None:
+        for fold in folds:
+            loop.train_fold(recipe, fold, inputs_digest, features=features, resume=resume)
+
+    def score_here(shards: Sequence[scoring.Shard], job: scoring.Job, workers: int) -> Iterator[int]:
+        scorer = scoring.ShardScorer(job)
+        for shard in sorted(shards, key=lambda shard: shard.model):
+            scorer({"shard": [json.dumps(shard.to_json())]})
+            yield len(shard.questions)
+
+    ray_worker.train_under_ray = train_here
+    scoring._on_ray = score_here
+
+
 def run(folder: Path, variant: str, seed: int, folds: str, data: str) -> None:
     """Train and score one variant with one seed in `folder`, unless it is there."""
     if (folder / "evaluation" / "results.json").exists():
@@ -51,16 +78,13 @@ def run(folder: Path, variant: str, seed: int, folds: str, data: str) -> None:
         f"folds={folds}",
         f"out={folder / 'model'}",
         f"data={data}",
+        "workers.count=1",
+        "evaluate.baselines=[majority]",
+        "evaluate.linear_probe=false",
     ]
-    overrides = [word for setting in settings for word in ("--set", setting)]
-    command = [sys.executable, "-m", "emollm"]
-    subprocess.run([*command, "train", "quickstart", *overrides], check=True)
-    score = ["evaluate.baselines=[majority]", "evaluate.linear_probe=false"]
-    subprocess.run(
-        [*command, "evaluate", "--recipe", "quickstart", *overrides, "--out", str(folder / "evaluation")]
-        + [word for setting in score for word in ("--set", setting)],
-        check=True,
-    )
+    recipe = load_recipe("quickstart", settings)
+    train(recipe)
+    evaluate(recipe.out, data, str(folder / "evaluation"), recipe.evaluate)
     (folder / "seconds.json").write_text(json.dumps(time.monotonic() - started))
 
 
@@ -126,6 +150,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     chosen = parser.parse_args()
     out = chosen.out.resolve()
+    without_ray(load_recipe("quickstart", []).tune.cache_gib)
     for seed in chosen.seeds:
         for variant in chosen.variants:
             folder = run_folder(out, variant, seed)
