@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart up down deploy deploy-kubernetes status samples test test-slow lint format browser prometheus manifests clean
+.PHONY: help setup quickstart up down deploy deploy-kubernetes status samples test test-slow bench bench-smoke lint format browser prometheus manifests clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,15 @@ test: setup lint browser ## lint, types and all tests but the slow ones
 
 test-slow: setup browser prometheus ## the tests marked slow
 	$(PYTHON) -m pytest -m slow
+
+bench: setup ## measure against the peers (about an hour): a table here, every value in benchmarks.json
+	$(PYTHON) -m tests.benchmarks $(BENCH)
+
+bench-smoke: setup ## every benchmark at toy size: they still run and still do the same work as their peers
+	$(PYTHON) -m tests.benchmarks --size smoke
+
+bench-%: setup ## one benchmark by name, as `make bench-build-images`; more options in BENCH=…
+	$(PYTHON) -m tests.benchmarks $* $(BENCH)
 
 format: setup ## let ruff format the code
 	$(VENV)/bin/ruff check --fix .
