@@ -51,6 +51,8 @@ def retrain_emollm(
     jitter_minutes: Jitter = 0.0,
     force: Force = False,
     deadline_minutes: Minutes = 7 * 24 * 60,
+    allow_code_change: bool = False,
+    allow_world_size_change: bool = False,
 ) -> Any:
     """Bring data, model and scores up to date, then make the model the champion if it is better on the same test rows.
 
@@ -69,6 +71,8 @@ def retrain_emollm(
             time do not start at once; a run started by hand never waits
         force: train and evaluate from scratch, even though model and scores are up to date; the data is not built anew
         deadline_minutes: stop each Ray job after so many minutes; what it finished is kept
+        allow_code_change: go on with an unfinished training that other code began
+        allow_world_size_change: go on with an unfinished training that another number of workers began
 
     Returns:
         the decision (promoted, kept or unchanged), its reason, and how each step went
@@ -76,7 +80,7 @@ def retrain_emollm(
     # Both recipes are checked before anything starts.
     build = load_build_recipe(build_recipe or recipe, build_overrides)
     train_overrides = _with_data(load_train_recipe(recipe, train_overrides), build.out, train_overrides)
-    loaded = load_train_recipe(recipe, train_overrides)
+    loaded = train_emollm_flow.load(recipe, train_overrides)
     folder, run_id = registry or registry_folder(loaded), root_flow_run_id()
     storage.check_place(folder, "registry")
     _wait_a_little(run_id, jitter_minutes)
@@ -85,7 +89,9 @@ def retrain_emollm(
     try:
         with only_one(folder, run_id, prefect_server(), limit_s, orphans.is_open):
             built = build_emobench(build_recipe or recipe, build_overrides, False, deadline_minutes)
-            trained = train_emollm(recipe, train_overrides, force, deadline_minutes)
+            trained = train_emollm(
+                recipe, train_overrides, force, deadline_minutes, allow_code_change, allow_world_size_change
+            )
             scored = evaluate_emollm(recipe, train_overrides, force=force, deadline_minutes=deadline_minutes)
             steps = {"build": built["how"], "train": trained["how"], "evaluate": scored["how"]}
             decision = _decide(loaded, folder, guard_rail, trained["model_digest"], scored, steps)

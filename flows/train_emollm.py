@@ -21,9 +21,20 @@ class MissingInput(ValueError):
     """What a flow works on is not there yet."""
 
 
-def plan(recipe: str, overrides: list[str]) -> tuple[TrainRecipe, Step]:
-    """The recipe and its step. Raises ValueError where the recipe cannot be used or there is no EmoBench yet."""
+def load(recipe: str, overrides: list[str]) -> TrainRecipe:
+    """The recipe. Raises ValueError where it cannot be used for a training; see `emollm.train.run`."""
     loaded = load_recipe(recipe, overrides)
+    if storage.is_remote(loaded.out):
+        raise ValueError(
+            f"out: {loaded.out}: models are trained into a folder that all workers share; name one (the registry of "
+            "retrain-emollm may be on s3://, and keeps copies of promoted models)"
+        )
+    return loaded
+
+
+def plan(recipe: str, overrides: list[str], allowances: tuple[str, ...] = ()) -> tuple[TrainRecipe, Step]:
+    """The recipe and its step. Raises ValueError where the recipe cannot be used or there is no EmoBench yet."""
+    loaded = load(recipe, overrides)
     settings = [word for override in overrides for word in ("--set", override)]
     return loaded, Step(
         flow=NAME,
@@ -31,10 +42,16 @@ def plan(recipe: str, overrides: list[str]) -> tuple[TrainRecipe, Step]:
         out=loaded.out,
         final=storage.join(loaded.out, "training.json"),
         inputs_digest=train_inputs_digest(loaded, data_digest(loaded.data)),
-        arguments=["-m", "emollm", "train", recipe, *settings],
+        arguments=["-m", "emollm", "train", recipe, *settings, *allowances],
         check=lambda training: _problems(loaded.out, training),
         force_arguments=("--force",),
     )
+
+
+def allowances(code_change: bool, world_size_change: bool) -> tuple[str, ...]:
+    """What an unfinished training may go on with, as options of `emollm train`."""
+    chosen = {"--allow-code-change": code_change, "--allow-world-size-change": world_size_change}
+    return tuple(option for option, wanted in chosen.items() if wanted)
 
 
 def data_digest(data: str) -> str:
@@ -60,6 +77,8 @@ def train_emollm(
     overrides: Overrides = [],  # noqa: B006
     force: Force = False,
     deadline_minutes: Minutes = 7 * 24 * 60,
+    allow_code_change: bool = False,
+    allow_world_size_change: bool = False,
 ) -> dict[str, Any]:
     """Train EmoLLM on an EmoBench: align the projector, tune, export every fold. A killed training goes on.
 
@@ -68,11 +87,13 @@ def train_emollm(
         overrides: values to change in the recipe, each KEY=VALUE with a dotted key, for example seed=1
         force: train anew from the first step, even though the model is up to date; finished folds are removed
         deadline_minutes: stop the Ray job after so many minutes; what it finished is kept
+        allow_code_change: go on with an unfinished training that other code began
+        allow_world_size_change: go on with an unfinished training that another number of workers began
 
     Returns:
         how it went (unchanged, submitted, attached or returned), the folder and the model's digest
     """
-    loaded, step = plan(recipe, overrides)
+    loaded, step = plan(recipe, overrides, allowances(allow_code_change, allow_world_size_change))
     outcome = run_step(step, force=force, deadline_minutes=deadline_minutes)
     links: list[artifacts.Row] = [
         {"what": "Ray job", "where": outcome.job_url},

@@ -1,7 +1,7 @@
 """Checks the cluster's files before `kubectl` or `docker compose` sees them: `python -m infra.check_manifests`.
 
-Kubernetes: every kustomization renders; every object fits its schema, unknown fields refused; every secret, ConfigMap and
-key that is referred to is made somewhere; containers ask for resources and run without rights; nothing listens for
+Kubernetes: every kustomization renders; every object fits its schema, unknown fields refused; every secret, ConfigMap,
+volume claim and key that is referred to is made somewhere; containers ask for resources and run without rights; nothing listens for
 others without authentication. Compose: the compose specification's schema, ports on loopback, no secret written down.
 Monitoring: the operator's rules are those of infra/prometheus/rules.yaml. It needs the packages of the `dev` extra.
 """
@@ -36,8 +36,8 @@ def kubernetes(folder: Path) -> tuple[int, list[str]]:
         manifests = render(folder)
         known = {
             **_made_by_script(),
-            **_config_maps(render(INFRA / "kubernetes" / "base")),
-            **_config_maps(manifests),
+            **_made_by_files(render(INFRA / "kubernetes" / "base")),
+            **_made_by_files(manifests),
         }
     except KustomizationError as error:
         return 0, [str(error)]
@@ -171,16 +171,18 @@ def _made_by_script() -> dict[tuple[str, str], set[str]]:
     return {("secret", name): set(re.findall(r"^([^=\n]+)=", body, re.MULTILINE)) for name, body in blocks}
 
 
-def _config_maps(manifests: list[Manifest]) -> dict[tuple[str, str], set[str]]:
+def _made_by_files(manifests: list[Manifest]) -> dict[tuple[str, str], set[str]]:
+    """{(what, name): keys} of the ConfigMaps and volume claims (which have no keys) among the objects."""
+    kinds = {"ConfigMap": "config map", "PersistentVolumeClaim": "volume claim"}
     return {
-        ("config map", entry["metadata"]["name"]): set(entry.get("data", {}))
+        (kinds[entry["kind"]], entry["metadata"]["name"]): set(entry.get("data", {}))
         for entry in manifests
-        if entry["kind"] == "ConfigMap"
+        if entry["kind"] in kinds
     }
 
 
 def _references(value: Any, known: dict[tuple[str, str], set[str]]) -> Iterator[str]:
-    """Secrets, ConfigMaps and keys that nothing makes."""
+    """Secrets, ConfigMaps, volume claims and keys that nothing makes."""
 
     def missing(what: str, name: str, key: str | None) -> Iterator[str]:
         if (what, name) not in known:
@@ -200,6 +202,8 @@ def _references(value: Any, known: dict[tuple[str, str], set[str]]) -> Iterator[
             )
         elif field in ("secretRef", "configMapRef"):
             yield from missing("secret" if field == "secretRef" else "config map", entry["name"], None)
+        elif field == "persistentVolumeClaim":
+            yield from missing("volume claim", entry["claimName"], None)
         elif field == "basicAuth":
             for part in entry.values():
                 yield from missing("secret", part["name"], part["key"])

@@ -22,7 +22,7 @@ from flows.evaluate_emollm import plan as plan_evaluation
 from flows.ray_jobs import JobFailed, JobLost, NoCluster
 from flows.retrain_emollm import jitter_s, retrain_emollm
 from flows.steps import Step, StepFailed, run_job, work_of, worth_another_try
-from flows.train_emollm import MissingInput, data_digest, train_emollm
+from flows.train_emollm import MissingInput, allowances, data_digest, train_emollm
 from flows.train_emollm import plan as plan_training
 
 
@@ -46,6 +46,27 @@ def test_only_a_whole_output_of_the_same_inputs_is_up_to_date(tmp_path: Path) ->
     assert content is not None and content["answer"] == 42
     (tmp_path / "final.json").write_text("{ half a fi")
     assert "not JSON" in step(tmp_path, []).problems()[0]
+
+
+def test_an_unfinished_training_goes_on_with_other_code_only_where_the_flow_is_told(tmp_path: Path) -> None:
+    _, data = inputs_of_an_evaluation(tmp_path)
+    plain, told = (
+        plan_training("smoke", [f"data={data}"], allowances(change, False))[1] for change in (False, True)
+    )
+    assert told.arguments == [*plain.arguments, "--allow-code-change"]
+    assert told.inputs_digest == plain.inputs_digest, "the same work: a running job is attached to"
+    assert allowances(False, True) == ("--allow-world-size-change",)
+    for flow in (train_emollm, retrain_emollm):
+        asked = flow.validate_parameters({"allow_code_change": True, "allow_world_size_change": True})
+        assert asked["allow_code_change"] and asked["allow_world_size_change"]
+
+
+def test_a_training_onto_s3_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    overrides = ["out=s3://bucket/model"]
+    with pytest.raises(ValueError, match="a folder that all workers share"):
+        plan_training("smoke", overrides)
+    with pytest.raises(ValueError, match="a folder that all workers share"):
+        retrain_emollm.fn("smoke", train_overrides=overrides, registry="s3://bucket/registry")
 
 
 def inputs_of_an_evaluation(folder: Path) -> tuple[str, str]:
@@ -109,9 +130,10 @@ def test_force_makes_the_job_start_from_scratch_as_the_next_attempt_at_the_same_
 @pytest.mark.parametrize("number", [0, 1])
 def test_the_commands_take_what_a_forced_step_says(number: int, tmp_path: Path) -> None:
     model, data = inputs_of_an_evaluation(tmp_path)
-    planned = (plan_evaluation("smoke", [], model, data)[1], plan_training("smoke", [f"data={data}"])[1])[
-        number
-    ]
+    allowed = allowances(code_change=True, world_size_change=True)
+    training = plan_training("smoke", [f"data={data}"], allowed)[1]
+    planned = (plan_evaluation("smoke", [], model, data)[1], training)[number]
+    assert len(allowed) == 2 and training.arguments[-2:] == list(allowed)
     work = work_of(planned, force=True, deadline_minutes=5, owner="run")
     command = [sys.executable, *work.arguments, "--help"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)

@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from emollm.data.emobench import DataError
+from emollm.train.run import train
+from flows import train_emollm
 from infra import deploy, servers
 from infra.kubernetes_schemas import problems
 from infra.prefect_api import PrefectApi
@@ -47,6 +50,37 @@ def test_every_deployment_fits_its_flow_and_says_what_it_is(target: deploy.Targe
             assert schedule["timezone"] and schedule["active"] is False
             assert schedule["parameters"]["jitter_minutes"] > 0
             flow.validate_parameters({**defaults(flow), **each["parameters"], **schedule["parameters"]})
+
+
+@pytest.mark.parametrize("target", [deploy.LOCAL, deploy.KUBERNETES], ids=lambda target: target.pool)
+def test_every_deployment_trains_into_a_folder_that_train_takes_and_pods_share(target: deploy.Target) -> None:
+    with pytest.raises(DataError, match="a folder that all workers see"):
+        train(train_emollm.load_recipe("smoke", ["out=s3://emobench/model"]))
+    outs = []
+    for each in deployments(target):
+        overrides = {
+            "train_emollm": "overrides",
+            "evaluate_emollm": "overrides",
+            "retrain_emollm": "train_overrides",
+        }
+        if name := overrides.get(flow_of(each).fn.__name__):
+            parameters = each["parameters"]
+            outs.append(train_emollm.load(parameters["recipe"], parameters.get(name, [])).out)
+    assert len(outs) >= 3
+    if target == deploy.KUBERNETES:
+        [shared] = {
+            mount["mountPath"] for mount in job_container()["volumeMounts"] if mount["name"] == "runs"
+        }
+        assert all(out.startswith(f"{shared}/") for out in outs), outs
+    else:  # below the folder that the worker runs in: /app/runs in a pod
+        assert all(out.startswith("runs/") for out in outs), outs
+
+
+def job_container() -> dict[str, Any]:
+    """The container of a flow run that is a Kubernetes job of its own, as the job template has it."""
+    template = json.loads((PROJECT_ROOT / str(deploy.KUBERNETES.job_template)).read_text())
+    [container] = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]["containers"]
+    return dict(container)
 
 
 def defaults(flow: Any) -> dict[str, Any]:

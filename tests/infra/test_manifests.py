@@ -83,6 +83,13 @@ MISTAKES = {
         "base",
         "'s3'",
     ),
+    "a volume that nobody makes": (
+        "base/prefect-worker.yaml",
+        "claimName: runs",
+        "claimName: run",
+        "base",
+        "volume claim 'run'",
+    ),
     "a secret written down": (
         "base/prefect-server.yaml",
         '{name: DO_NOT_TRACK, value: "1"}',
@@ -295,6 +302,25 @@ def test_ray_pods_have_shared_memory_that_their_memory_holds() -> None:
             assert gib(shm["sizeLimit"]) < gib(container["resources"]["limits"]["memory"]) / 2
 
 
+def test_whoever_writes_or_reads_models_has_the_volume_that_all_share() -> None:
+    for folder in ("overlays/dev", "overlays/gpu", "jobs/train"):
+        manifests = by_kind(folder)
+        pods = [*selected(manifests, {"app.kubernetes.io/name": "emobench-ray"})]
+        if folder != "jobs/train":
+            pods += [manifests["Deployment", "prefect-worker"]["spec"]["template"]]
+        assert len(pods) >= 2
+        for spec in (pod["spec"] for pod in pods):
+            assert {"name": "runs", "persistentVolumeClaim": {"claimName": "runs"}} in spec["volumes"]
+            [container] = spec["containers"]
+            assert {"name": "runs", "mountPath": "/app/runs"} in container["volumeMounts"]
+    modes = {
+        folder: by_kind(folder)["PersistentVolumeClaim", "runs"]["spec"]["accessModes"]
+        for folder in ("base", "overlays/gpu", "overlays/dev")
+    }
+    assert modes["base"] == modes["overlays/gpu"] == ["ReadWriteMany"]
+    assert modes["overlays/dev"] == ["ReadWriteOnce"], "one node: a laptop's cluster has no other storage"
+
+
 def test_a_queued_training_is_a_gang_that_fits_the_recipe_and_the_queue() -> None:
     from emollm.config import load_recipe
 
@@ -313,6 +339,7 @@ def test_a_queued_training_is_a_gang_that_fits_the_recipe_and_the_queue() -> Non
     [container] = group["template"]["spec"]["containers"]
     asked = container["resources"]["requests"]
     per_node = int(asked["nvidia.com/gpu"]) // recipe.workers.gpus
+    assert recipe.out.startswith("/app/runs/"), "the volume that the gang shares"
     assert per_node * group["replicas"] == recipe.workers.count
     assert per_node * recipe.workers.cpus <= int(asked["cpu"])
     assert per_node * recipe.workers.memory_gib <= gib(asked["memory"])
