@@ -6,6 +6,7 @@ A digest is always sha256 over bytes that do not depend on time, machine, folder
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import subprocess
 from collections.abc import Sequence
@@ -49,6 +50,18 @@ def code_digest(packages: Sequence[str], leave_out: Sequence[str] = ()) -> str:
             if path.suffix in _CODE_SUFFIXES and not any(name.startswith(prefix) for prefix in leave_out):
                 entries.append((name, sha256_of_bytes(path.read_bytes())))
     return sha256_of_json(entries)
+
+
+def library_versions(names: Sequence[str]) -> dict[str, str]:
+    """The installed version of each of these distributions, "" where it is not installed."""
+    return {name: _installed(name) for name in names}
+
+
+def _installed(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def code_version() -> dict[str, Any]:

@@ -8,6 +8,7 @@ ago goes when the folder is full. A file that goes while somebody has it open st
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -80,6 +81,13 @@ class FileCache:
             os.replace(partial, copy)
         except FileNotFoundError:
             raise DataError(f"{whole}: is in the manifest, but not there; build EmoBench again") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            raise DataError(
+                f"{self.folder}: no room for a copy of {whole} ({file.bytes} bytes; {error.strerror}); make room, name "
+                "another folder with loader.cache_folder, or keep less there with loader.cache_gib"
+            ) from error
         finally:
             partial.unlink(missing_ok=True)
 

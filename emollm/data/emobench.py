@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dataset_build import storage
+from dataset_build.provenance import sha256_of_file
 from dataset_build.schema import SPLITS
 
 if TYPE_CHECKING:
@@ -80,6 +81,23 @@ def open_file(data: str, file: DataFile) -> Any:
         return storage.open_read(whole)
     except FileNotFoundError:
         raise DataError(f"{whole}: is in the manifest, but not there; build EmoBench again") from None
+
+
+def check_bytes(data: str, file: DataFile) -> None:
+    """Raises DataError where a local file's bytes are not those of the manifest: pixels can be damaged in a file that
+    Arrow reads without a word. Remote files are compared when they are copied to this node (`emollm.data.cache`)."""
+    whole = storage.join(data, file.path)
+    if storage.is_remote(data):
+        return
+    try:
+        found = sha256_of_file(whole)
+    except FileNotFoundError:
+        raise DataError(f"{whole}: is in the manifest, but not there; build EmoBench again") from None
+    if found != file.sha256:
+        raise DataError(
+            f"{whole}: its bytes are not those of the manifest (digest {found[:12]} instead of {file.sha256[:12]}); "
+            "build EmoBench again"
+        )
 
 
 def parquet_file(stream: Any, file: DataFile) -> Any:

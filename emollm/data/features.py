@@ -91,7 +91,10 @@ class FeatureStore:
         shares: list[Any] = [(computed, problem)]
         if world > 1:
             shares = [None] * world
-            dist.all_gather_object(shares, (computed, problem))
+            # Through the memory of the machines, also where ranks have GPUs: NCCL would need room for it in theirs.
+            group = dist.new_group(backend="gloo")
+            dist.all_gather_object(shares, (computed, problem), group=group)
+            dist.destroy_process_group(group)
         if problems := [said for _, said in shares if said]:
             raise DataError("; ".join(problems))
         found = {key: features for share, _ in shares for key, features in share.items()}

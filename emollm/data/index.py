@@ -25,6 +25,7 @@ from emollm.data import folds
 from emollm.data.emobench import (
     DataError,
     DataFile,
+    check_bytes,
     data_files,
     open_file,
     parquet_file,
@@ -256,6 +257,7 @@ def index_file(data: str, file: DataFile, encoder: Encoder) -> pyarrow.Table:
     import pyarrow as pa
 
     found: list[dict[str, Any]] = []
+    check_bytes(data, file)
     with open_file(data, file) as stream:
         parquet = parquet_file(stream, file)
         for group in range(parquet.num_row_groups):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dataset_build.provenance import code_digest, sha256_of_json
+from dataset_build.provenance import code_digest, library_versions, sha256_of_json
 from emollm.config import AFTER_TRAINING
 from emollm.evaluate.protocol import Row, protocol_of
 
@@ -48,6 +48,9 @@ _AFTER_SCORING = (*AFTER_TRAINING, "emollm/train", "emollm/recipes", "emollm/con
         "synonyms",
     )
 )
+
+# Whose releases may change an answer: pixels, tokens, kernels.
+_LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "pillow", "numpy")
 
 
 @dataclass(frozen=True)
@@ -103,9 +106,10 @@ def make_plan(
 ) -> Plan:
     """Shards for `passes` over the asked rows, and for the features of the probed rows' media, one each.
 
-    `models_digest` stands for weights, foundations and data; with the digest of the scoring code it makes a shard's name.
+    `models_digest` stands for weights, foundations and data; with the digest of the scoring code and the versions of the
+    libraries below it, it makes a shard's name.
     """
-    code = code_digest(["emollm"], leave_out=_AFTER_SCORING)
+    code = [code_digest(["emollm"], leave_out=_AFTER_SCORING), library_versions(_LIBRARIES)]
     shards: list[Shard] = []
     answered_by: dict[tuple[str, str], tuple[str, str]] = {}
 

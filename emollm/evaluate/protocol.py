@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dataset_build import storage
-from dataset_build.provenance import sha256_of_bytes, sha256_of_json
+from dataset_build.provenance import sha256_of_bytes, sha256_of_file, sha256_of_json
 from dataset_build.schema import SPLITS
 from emollm.data import folds
 
@@ -90,14 +90,14 @@ class Row:
 def read_rows(data: str, manifest: dict[str, Any]) -> list[Row]:
     """All rows of all splits, in the order of the file names.
 
-    Raises EvaluationError where a file is missing, has another number of rows than the manifest says, or a uid twice.
+    Raises EvaluationError where a file is missing or not the one of the manifest, or a uid is there twice.
     """
     rows: list[Row] = []
     n_folds = folds.validating_folds(manifest)
     for path in sorted(
         name for name in manifest["files"] if name.split("/")[0] in SPLITS and name.endswith(".parquet")
     ):
-        found = _read_file(data, path, n_folds)
+        found = _read_file(data, path, n_folds, manifest["files"][path]["sha256"])
         expected = manifest["files"][path]["rows"]
         if len(found) != expected:
             raise EvaluationError(
@@ -110,12 +110,18 @@ def read_rows(data: str, manifest: dict[str, Any]) -> list[Row]:
     return rows
 
 
-def _read_file(data: str, path: str, n_folds: dict[str, int]) -> list[Row]:
+def _read_file(data: str, path: str, n_folds: dict[str, int], sha256: str) -> list[Row]:
     import pyarrow.parquet as pq
 
     full = storage.join(data, path)
     if not storage.exists(full):
         raise EvaluationError(f"{full} is in the manifest, but not there; build EmoBench again")
+    # Pixels can be damaged in a file that Arrow reads without a word. A file in S3 is not read whole for it.
+    if not storage.is_remote(full) and (digest := sha256_of_file(full)) != sha256:
+        raise EvaluationError(
+            f"{full}: its bytes are not those of the manifest (digest {digest[:12]} instead of {sha256[:12]}); build "
+            "EmoBench again"
+        )
     with storage.open_read(full) as stream:
         values = pq.ParquetFile(stream).read(columns=_LIGHT_COLUMNS).to_pylist()
     return [_row(value, path, index, n_folds) for index, value in enumerate(values)]

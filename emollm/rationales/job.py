@@ -194,7 +194,8 @@ def reopen(target: Target) -> None:
 
 
 def known(plan: Plan, target: Target, selection: Selection) -> dict[str, Any] | None:
-    """The manifest where exactly this is done already. Raises RationalesError where the name is another run's."""
+    """The manifest where exactly this is done already. Raises RationalesError where the name is another run's, or
+    where rationales would be lost that this selection leaves out."""
     found = store.read_manifest(target.data, target.name)
     if found is None:
         return None
@@ -205,6 +206,16 @@ def known(plan: Plan, target: Target, selection: Selection) -> dict[str, Any] | 
             f"prompts ({found['teacher']['name']}); give another --name, or --force to replace them"
         )
     names = {shard.name for shard in plan.shards}
+    asked = {
+        row["uid"]
+        for path in set(found["files"]) - names
+        for row in store.read_shard(target.data, target.name, path, ["uid"])
+    }
+    if lost := asked - {uid for shard in plan.shards for uid in shard.uids}:
+        raise RationalesError(
+            f"{store.folder(target.data, target.name)}: holds rationales of {len(lost)} samples that are not chosen now "
+            f"({min(lost)}, …); choose at least those, give another --name, or --force to remove them"
+        )
     return found if found["selection"] == _json(selection) and set(found["files"]) == names else None
 
 

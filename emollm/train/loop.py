@@ -240,7 +240,12 @@ def run_steps(
         stream.close()
         if writer is not None:
             writer.__exit__(None, None, None)
-    if rule and rule.stopped and rule.best and state.rank == 0:
+    if rule and rule.best is None:
+        raise NonFiniteLossError(
+            f"fold {state.number}: none of the {len(rule.history)} validation scores is finite (early_stop.metric: "
+            f"{rule.config.metric}); lower tune.learning_rate, or look at the validation rows"
+        )
+    if rule and rule.best and rule.stopped and state.rank == 0:
         print(
             f"fold {state.number}: stops after step {done_steps} of {total}: no better validation {rule.config.metric} "
             f"than {rule.best[rule.config.metric]:.4f} after step {rule.best['step']}, whose weights are exported",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import resource
 import signal
 import time
 from collections import Counter
@@ -276,6 +277,18 @@ def test_the_copy_used_longest_ago_goes_when_the_cache_is_full(
     damaged = files[0]._replace(sha256="0" * 64)
     with pytest.raises(DataError, match="its bytes are not those of the manifest"):
         cache.open(damaged)
+    assert not list((tmp_path / "cache").glob("*.partial"))
+
+
+def test_a_full_cache_folder_is_named_with_what_to_do(some: Path, remote: str, tmp_path: Path) -> None:
+    cache = FileCache(remote, str(tmp_path / "cache"), 1 << 30)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(DataError, match=r"cache: no room for a copy of s3://.*loader.cache_folder"):
+            cache.fetch(data_files(str(some))[0])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list((tmp_path / "cache").glob("*.partial"))
 
 

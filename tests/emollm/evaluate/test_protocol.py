@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dataset_build.provenance import sha256_of_file
 from dataset_build.schema import sample_schema
 from emollm.evaluate.baselines import linear_probe_answers, majority_answers
 from emollm.evaluate.plan import make_plan
@@ -122,7 +123,12 @@ def test_two_faces_cut_from_one_picture_do_not_share_an_answer(tmp_path: Path) -
     )
     (tmp_path / "test").mkdir()
     pq.write_table(table, tmp_path / "test/expw-00000.parquet")
-    a, b, c, d = read_rows(str(tmp_path), {"files": {"test/expw-00000.parquet": {"rows": 4}}})
+    entry = {"rows": 4, "sha256": sha256_of_file(str(tmp_path / "test/expw-00000.parquet"))}
+    a, b, c, d = read_rows(str(tmp_path), {"files": {"test/expw-00000.parquet": entry}})
+    with pytest.raises(
+        EvaluationError, match="test/expw-00000.parquet: its bytes are not those of the manifest"
+    ):
+        read_rows(str(tmp_path), {"files": {"test/expw-00000.parquet": {**entry, "sha256": "0" * 64}}})
     assert a.question_digest(False) == c.question_digest(False)
     assert (
         len({row.question_digest(False) for row in (a, b, d)})

@@ -247,6 +247,22 @@ def test_a_name_taken_by_another_teacher_is_refused_until_forced(serve, tmp_path
     assert stored(data, "r")[1]["teacher"]["name"] == "other"
 
 
+def test_fewer_samples_never_replace_more_unasked(serve, tmp_path, capsys):
+    data = write(tmp_path / "data", [row(0), row(1), row(2)])
+    server = serve()
+    assert rationales(data, server.url, "--name", "r", "--limit", "2") == 0
+    before = stored(data, "r")
+    assert rationales(data, server.url, "--name", "r", "--limit", "1") == 1
+    assert re.search(
+        r"holds rationales of 1 samples that are not chosen now \(drawn/", capsys.readouterr().err
+    )
+    assert stored(data, "r") == before
+    assert rationales(data, server.url, "--name", "r") == 0
+    assert stored(data, "r")[1]["asked"] == 3
+    assert rationales(data, server.url, "--name", "r", "--limit", "1", "--force") == 0
+    assert stored(data, "r")[1]["asked"] == 1
+
+
 def test_a_dry_run_asks_nobody_and_shows_what_would_be_asked(tmp_path, capsys):
     data = write(tmp_path / "data", [row(0), row(1), yes_no(3)])
     assert rationales(data, "http://127.0.0.1:9/v1", "--dry-run", "--sub-task", "emo_c") == 0

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from emollm.config import EarlyStopConfig, load_recipe
 from emollm.data.emobench import DataError
-from emollm.train.early_stop import EarlyStop
-from emollm.train.loop import train_fold
+from emollm.train.early_stop import EarlyStop, Validation
+from emollm.train.loop import NonFiniteLossError, train_fold
 from tests.emollm.train.ranks import Job, apart, curve, same_bits, start, weights
 from tests.emollm.train.small_emobench import write_emobench
 
@@ -123,6 +123,16 @@ def test_scores_are_the_same_bits_for_any_number_of_workers_and_any_stage(
     for found in start(3, tmp_path / "log", *jobs).finish():
         assert json.loads(json.dumps(found["early_stop"])) == alone
     assert apart(tmp_path / "zero-3", tmp_path / "one") < 1e-30
+
+
+def test_a_training_without_a_finite_score_exports_nothing(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nan = {"loss": float("nan"), "accuracy": 0.0}
+    monkeypatch.setattr(Validation, "score", lambda self, engine: nan)
+    with pytest.raises(NonFiniteLossError, match="fold 0: none of the 2 validation scores is finite"):
+        train_fold(load_recipe("smoke", [*overrides, f"out={tmp_path}"]), 0, "d")
+    assert not (tmp_path / "fold-0/fold.json").exists()
 
 
 def test_without_validation_rows_it_is_refused_with_the_remedy(tiny_overrides: list[str]) -> None:
