@@ -41,7 +41,7 @@ lint: setup ## style, import order, types
 	$(VENV)/bin/mypy
 
 test: setup lint browser ## lint, types and all tests but the slow ones
-	$(PYTHON) -m pytest -m "not slow and not gpu"
+	@$(PYTHON) -m infra.run_tests
 
 test-slow: setup browser prometheus ## the tests marked slow
 	$(PYTHON) -m pytest -m slow

@@ -2,6 +2,9 @@
 
 All bind to free loopback ports, keep their files in folders of their own, and are ended after the last test, failed
 or not. `ray_session` connects this process to the cluster; subprocesses get `ray_cluster.env`.
+
+Files with a test that needs one of them carry the marker `servers`: `infra.run_tests` runs those in one process, so
+that each server is started once, and all others in a second one beside it.
 """
 
 from __future__ import annotations
@@ -25,6 +28,16 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 from infra import servers, services
 from tests.fixtures.s3_server import S3Server
 from tests.fixtures.webhook import Webhook
+
+_SERVERS = {"s3_environment", "ray_cluster", "prefect_server", "planted"}  # what the other servers build on
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    files = {item.path for item in items if _SERVERS & set(getattr(item, "fixturenames", ()))}
+    for item in items:
+        if item.path in files:
+            item.add_marker("servers")
 
 
 @pytest.fixture(scope="session")
