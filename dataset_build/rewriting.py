@@ -18,28 +18,24 @@ import os
 import re
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dataset_build import instructions, labels, provenance, sources, storage, write
+from dataset_build.chat import ChatClient, ChatError
 from dataset_build.errors import UsageError
 from dataset_build.instructions.chat_markers import plain
 from dataset_build.progress import Progress
 
 if TYPE_CHECKING:
-    import httpx
-
     from dataset_build.recipe import BuildRecipe, RewritingSettings
 
 MAX_WORDS, MAX_CHARS = 20, 120
-_MAX_RESPONSE_BYTES = 1 << 20
 _TRIES = 3
-_PAUSE_S = 0.5
-# After so many failures in a row the endpoint counts as down, and nothing more is sent.
-_DOWN_AFTER = 5
+# After so many failed requests in a row the endpoint counts as down, and nothing more is sent.
+_DOWN_AFTER = 2
 _SYSTEM = (
     "You reword the instruction of a benchmark question. Reply with the new instruction alone: one plain sentence of at "
     "most 15 words that asks for exactly the same thing. Add no answer options, examples or explanations, and do not "
@@ -163,63 +159,29 @@ class _Answer(NamedTuple):
 class _Endpoint:
     """Sends requests from several threads; stops for good when the endpoint seems to be down."""
 
-    def __init__(self, settings: RewritingSettings, client: httpx.Client) -> None:
-        self.settings, self.client = settings, client
+    def __init__(self, client: ChatClient) -> None:
+        self.client = client
         self.trouble = ""  # what the last failure was, for the log
-        self._failed_in_a_row, self._stopped = 0, False
+        self._failed_in_a_row = 0
         self._lock = threading.Lock()
 
-    def stop(self) -> None:
-        """Send nothing more."""
-        self._stopped = True
-
     def ask(self, body: dict[str, Any]) -> _Answer:
-        for attempt in range(_TRIES):
-            if self._stopped or self._failed_in_a_row >= _DOWN_AFTER:
-                return _Answer("", "down")
-            if attempt:
-                time.sleep(_PAUSE_S * attempt)
-            text = self._send(body)
-            with self._lock:
-                self._failed_in_a_row = self._failed_in_a_row + 1 if text is None else 0
-            if text is not None:
-                return _Answer(text)
-        return _Answer("", "failed")
-
-    def _send(self, body: dict[str, Any]) -> str | None:
-        """The model's answer; None where there is no response, or one of another form, within the time limit."""
-        import httpx
-
-        deadline = time.monotonic() + self.settings.timeout_s
-        data = bytearray()
+        if self.client.stopped:
+            return _Answer("", "down")
         try:
-            with self.client.stream("POST", "chat/completions", json=body) as response:
-                for block in response.iter_bytes():
-                    data += block
-                    if len(data) > _MAX_RESPONSE_BYTES or time.monotonic() > deadline:
-                        self.trouble = "a response that is too long or too slow"
-                        return None
-                if response.status_code != 200:
-                    self.trouble = f"HTTP status {response.status_code}"
-                    return None
-            text = _content(bytes(data))
-            if text is None:
-                self.trouble = "a response that is no chat completion"
-            return text
-        except httpx.HTTPError as error:  # its text may hold the address, never a header
-            self.trouble = f"{type(error).__name__}: {error}"[:200]
-            return None
-
-
-def _content(data: bytes) -> str | None:
-    """The first choice's text in the body of a chat completion; None where the body is none."""
-    import json
-
-    try:
-        text = json.loads(data)["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError, RecursionError):
-        return None
-    return text if isinstance(text, str) else None
+            text = self.client.ask(body).text
+        except ChatError as error:
+            with self._lock:
+                self._failed_in_a_row += 1
+                down = self._failed_in_a_row >= _DOWN_AFTER
+            if not self.client.stopped:
+                self.trouble = error.kind
+            if down:
+                self.client.stop()
+            return _Answer("", "failed")
+        with self._lock:
+            self._failed_in_a_row = 0
+        return _Answer(text)
 
 
 def _cleaned(text: str) -> str:
@@ -262,17 +224,24 @@ def _fetch(
     found: dict[int, _Answer],
 ) -> None:
     """Ask for the rows at `places`, keep the responses in the cache, and put the answers into `found`."""
-    import httpx
-
-    headers = {"Authorization": f"Bearer {_key(settings)}"} if settings.api_key_env else {}
+    key = _key(settings) if settings.api_key_env else ""
+    try:
+        client = ChatClient(
+            settings.base_url,
+            key,
+            key_name=settings.api_key_env or "",
+            timeout_s=settings.timeout_s,
+            tries=_TRIES,
+            connections=settings.concurrency,
+        )
+    except ValueError as error:
+        raise UsageError(f"rewriting: {error}") from error
     with (
-        httpx.Client(
-            base_url=f"{settings.base_url.rstrip('/')}/", headers=headers, timeout=settings.timeout_s
-        ) as client,
+        client,
         ThreadPoolExecutor(settings.concurrency) as pool,
         Progress("rewriting", len(places), "instructions") as progress,
     ):
-        endpoint = _Endpoint(settings, client)
+        endpoint = _Endpoint(client)
         try:
             for place, answer in zip(places, pool.map(lambda p: endpoint.ask(requests[p]), places)):
                 if not answer.problem:
@@ -282,7 +251,7 @@ def _fetch(
             if endpoint.trouble:
                 print(f"rewriting: the endpoint's last failure was {endpoint.trouble}", file=sys.stderr)
         except BaseException:  # Ctrl-C: what is waiting is not sent any more
-            endpoint.stop()
+            client.stop()
             raise
 
 

@@ -14,7 +14,7 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
 ROOMS = ("flows", "emollm", "dataset_build", "infra")
-SHARED = {"schema", "labels", "media", "storage", "provenance", "progress", "ray_local"}
+SHARED = {"schema", "labels", "media", "storage", "provenance", "progress", "ray_local", "chat"}
 ENTRY_POINTS = (
     "dataset_build",
     "dataset_build build",

@@ -1,13 +1,10 @@
 """A teacher behind an OpenAI-compatible endpoint: chat completions, pictures as data URLs, temperature 0 and a fixed seed.
 
-Requests of a shard are sent from several threads. What may pass (429, 5xx, a broken connection, half a response) is sent
-again after a growing pause, or the one that `Retry-After` asks for; a status that says the request itself is wrong is not.
-An endpoint that has failed `_DOWN_AFTER` samples in a row counts as down, and the run stops there: the shards that are done
-stay done. Every response is kept under the digest of (model, request with its media), so that the same question is never
-sent twice.
+Requests of a shard are sent from several threads; how, and how often, is `dataset_build.chat`'s. An endpoint that has failed
+`_DOWN_AFTER` samples in a row counts as down, and the run stops there: the shards that are done stay done. Every response is
+kept under the digest of (model, request with its media), so that the same question is never sent twice.
 
-The key comes from the environment and goes into the header of the requests, nowhere else. What an endpoint says in an error
-is not shown either: some repeat the key.
+What an endpoint says in an error is not shown: some repeat the key.
 """
 
 from __future__ import annotations
@@ -16,29 +13,22 @@ import base64
 import io
 import re
 import threading
-import time
 import urllib.parse
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from dataset_build.chat import ChatClient, ChatError
 from dataset_build.media import open_picture, picture_format
 from dataset_build.provenance import sha256_of_json
 from dataset_build.schema import PLACEHOLDERS
 from emollm.evaluate.cache import ResponseCache
-from emollm.evaluate.endpoint import EndpointError, read_response
 from emollm.rationales import prompts, verify
 from emollm.rationales.teacher import Said, TeacherError, Written, nothing_to_see, visible
 
-if TYPE_CHECKING:
-    import httpx
-
 _MAX_TOKENS = {"write": 256, "check": 64}
-_MAX_RESPONSE_BYTES = 1 << 20
-_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 # Samples in a row; one whose request was refused as wrong (400: a policy, a limit) counts a tenth.
 _DOWN_AFTER = 5
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _MIME = {"PNG": "image/png", "JPEG": "image/jpeg", "GIF": "image/gif", "WEBP": "image/webp"}
 _PLACES = re.compile("|".join(re.escape(token) for token in PLACEHOLDERS.values()))
 
@@ -86,34 +76,32 @@ class EndpointTeacher:
         request: dict[str, Any] | None = None,
     ) -> None:
         """`cache`: where responses are kept. `request`: keys to add to the body or replace there; null removes one."""
-        import httpx
-
-        self.model, self.tries, self.timeout_s = model, tries, timeout_s
+        self.model = model
         self.cache = ResponseCache(cache)
         self.request = dict(request or {})
-        base = checked_url(url)
-        parts = urllib.parse.urlsplit(base)
-        local = parts.hostname in LOOPBACK
-        if key and parts.scheme == "http" and not local:
-            raise TeacherError(f"--endpoint {url}: the key would travel unencrypted; use https")
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self.client: httpx.Client = httpx.Client(
-            base_url=base, headers=headers, timeout=timeout_s, trust_env=not local
-        )
+        try:
+            self.client = ChatClient(
+                checked_url(url), key, timeout_s=timeout_s, tries=tries, connections=workers
+            )
+        except ValueError as error:
+            raise TeacherError(str(error)) from error
         self.pool = ThreadPoolExecutor(workers)
-        self.sent = 0
         self._stop: TeacherError | None = None
-        self._closing = threading.Event()
         self._failed = 0.0
         self._lock = threading.Lock()
+
+    @property
+    def sent(self) -> int:
+        """Requests so far."""
+        return self.client.sent
 
     def __enter__(self) -> EndpointTeacher:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._closing.set()  # on Ctrl-C, what waits is not sent any more
+        self.client.stop()  # on Ctrl-C, what waits is not sent any more
         self.pool.shutdown(cancel_futures=True)
-        self.client.close()
+        self.client.__exit__()
 
     def write(self, samples: Sequence[dict[str, Any]]) -> list[Written]:
         return self._each(self._write, [(sample,) for sample in samples])
@@ -169,66 +157,34 @@ class EndpointTeacher:
         key = sha256_of_json(body)
         if (kept := self.cache.get(key)) is not None:
             return Reply(kept["text"], kept["finish"])
-        reply, passing = self._sent(body)
-        with self._lock:
-            self._failed += (1.0 if passing else 0.1) if reply.trouble else -self._failed
-            if self._failed >= _DOWN_AFTER and self._stop is None:
-                self._stop = EndpointDownError(
-                    f"the endpoint failed many samples in a row, last with {reply.trouble}; finished shards are kept, start "
-                    f"the same command again to go on"
-                )
-        if not reply.trouble:
-            self.cache.put(key, {"text": reply.text, "finish": reply.finish})
-        return reply
-
-    def _sent(self, body: dict[str, Any]) -> tuple[Reply, bool]:
-        """(reply, whether its trouble is one that passes)."""
-        reply, again, pause = Reply(trouble="nothing sent"), True, 0.0
-        for attempt in range(self.tries):
-            if attempt:
-                self._closing.wait(pause)
-            if self._stop is not None or self._closing.is_set():
-                return Reply(trouble="the run is stopping"), True
-            reply, again, asked_pause = self._once(body)
-            if not again:
-                break
-            pause = min(_LONGEST_PAUSE_S, max(asked_pause, _PAUSE_S * 2**attempt))
-        return reply, again
-
-    def _once(self, body: dict[str, Any]) -> tuple[Reply, bool, float]:
-        """(reply, whether to try again, seconds that the endpoint asks to wait)."""
-        import httpx
-
-        deadline = time.monotonic() + self.timeout_s
-        data = bytearray()
-        with self._lock:
-            self.sent += 1
         try:
-            with self.client.stream("POST", "chat/completions", json=body) as response:
-                for block in response.iter_bytes():
-                    data += block
-                    if len(data) > _MAX_RESPONSE_BYTES or time.monotonic() > deadline:
-                        return Reply(trouble="a response that is too long or too slow"), True, 0.0
-        except httpx.HTTPError as error:  # its text may hold the address, never a header
-            return Reply(trouble=f"{type(error).__name__}: {error}"[:200]), True, 0.0
-        status = response.status_code
-        if status == 200:
-            try:
-                found = read_response(bytes(data))
-            except EndpointError:  # its text holds what came
-                return Reply(trouble="a response that is no chat completion"), True, 0.0
-            return Reply(found["text"], found["finish"]), False, 0.0
-        trouble = f"HTTP status {status}"
-        if status in (401, 403, 404):
-            self._stop = TeacherError(
-                f"the endpoint answers {trouble}: check --endpoint, --teacher-model and the key in the environment"
-            )
-        wait = response.headers.get("Retry-After", "")
-        return (
-            Reply(trouble=trouble),
-            status in (408, 409, 429) or status >= 500,
-            float(wait) if wait.isdigit() else 0.0,
-        )
+            found = self.client.ask(body)
+        except ChatError as error:
+            self._failure(error)
+            return Reply(trouble=error.kind)
+        with self._lock:
+            self._failed = 0.0
+        self.cache.put(key, found._asdict())
+        return Reply(*found)
+
+    def _failure(self, error: ChatError) -> None:
+        """Count a request that failed for good, and stop the run where the others will fail as well."""
+        with self._lock:
+            if self._stop is not None:
+                return
+            self._failed += 1.0 if error.passing else 0.1
+            if error.hopeless:
+                self._stop = TeacherError(
+                    f"the endpoint answers {error.kind}: check --endpoint, --teacher-model and the key in the environment"
+                )
+            elif self._failed >= _DOWN_AFTER:
+                self._stop = EndpointDownError(
+                    f"the endpoint failed many samples in a row, last with {error.kind}; finished shards are kept, start "
+                    "the same command again to go on"
+                )
+            else:
+                return
+        self.client.stop()
 
 
 def parts_of(text: str, sample: dict[str, Any]) -> Any:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dataset_build import instructions, rewriting, sources, storage
+from dataset_build import chat, instructions, rewriting, sources, storage
 from dataset_build.errors import UsageError
 from dataset_build.labels import EMOJI_FEELINGS, YES_NO
 from dataset_build.recipe import BuildRecipe, load_recipe
@@ -69,7 +69,7 @@ class Endpoint:
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Reply], Endpoint]]:
-    monkeypatch.setattr(rewriting, "_PAUSE_S", 0.01)
+    monkeypatch.setattr(chat, "PAUSES_S", (0.01, 0.01))
     started: list[Endpoint] = []
 
     def start(reply: Reply) -> Endpoint:

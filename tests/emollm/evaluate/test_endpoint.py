@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from dataset_build import chat
 from emollm.config import EvaluateRecipe
 from emollm.evaluate import cli, endpoint
 from emollm.evaluate.protocol import EvaluationError
@@ -25,7 +26,7 @@ INTENT_ROWS = 8
 
 @pytest.fixture(autouse=True)
 def no_pauses_and_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "_PAUSES_S", (0.001, 0.002))
+    monkeypatch.setattr(chat, "PAUSES_S", (0.001, 0.002))
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 

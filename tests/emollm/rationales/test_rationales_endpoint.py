@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from dataset_build import chat
 from emollm.__main__ import main
 from emollm.config import load_recipe, train_inputs_digest
-from emollm.rationales import endpoint, job, store
+from emollm.rationales import job, store
 from emollm.train.build import training_prompt
 from tests.emollm.rationales.steered import row, write, yes_no
 
@@ -45,7 +46,7 @@ class Served:
 
 @pytest.fixture
 def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Served]]:
-    monkeypatch.setattr(endpoint, "_PAUSE_S", 0.01)
+    monkeypatch.setattr(chat, "PAUSES_S", (0.01, 0.01))
     running: list[Served] = []
 
     def start(die_after: int = 0) -> Served:
@@ -171,7 +172,7 @@ def test_samples_that_the_endpoint_failed_are_asked_again_on_request(serve, tmp_
     assert rationales(data, first.url) == 0
     assert stored(data)[1]["accepted"] == 2
     with pytest.MonkeyPatch.context() as patch:  # the endpoint is well again
-        patch.setattr(endpoint.EndpointTeacher, "_once", _answering_all(endpoint.EndpointTeacher._once))
+        patch.setattr(chat.ChatClient, "_send", _answering_all(chat.ChatClient._send))
         assert rationales(data, first.url, "--retry-errors") == 0
     found, manifest = stored(data)
     assert manifest["accepted"] == 3 and found["drawn/all/0001"]["reason"] == ""
