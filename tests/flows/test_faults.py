@@ -16,137 +16,18 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
 from dataset_build import storage
 from infra import deploy, servers, services
-from infra.prefect_api import FINAL_STATES, ApiError, PrefectApi
 from infra.servers import Process, clean_environment
-from tests.fixtures.emoji_tree import smoke_overrides, write_emoji_tree
+from tests.fixtures.emoji_tree import write_emoji_tree
+from tests.fixtures.house import House
 from tests.fixtures.s3_server import S3Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-MODULES = {"build": "dataset_build", "train": "emollm", "evaluate": "emollm"}
-FLOWS = {"build": "build-emobench", "train": "train-emollm", "evaluate": "evaluate-emollm"}
-
-
-class House:
-    """Services with the smoke inputs; flows are started, watched and disturbed here."""
-
-    def __init__(self, home: Path, folder: Path) -> None:
-        self.services, self.folder = services.up(home), folder
-        self.out = folder / "runs"
-
-    @property
-    def api(self) -> PrefectApi:
-        return self.services.api
-
-    def parameters(self, step: str) -> dict[str, Any]:
-        from tests.fixtures.tiny_models import LANGUAGE, VISION
-
-        overrides = smoke_overrides(self.folder / "samples", self.out / "emobench")
-        if step != "build":
-            models = self.folder / "models"
-            overrides = [
-                f"data={self.out / 'emobench'}",
-                f"out={self.out / 'model'}",
-                f"foundation.vision={models / VISION}",
-                f"foundation.language={models / LANGUAGE}",
-                "folds=[0]",
-            ]
-        return {"recipe": "smoke", "overrides": overrides, "deadline_minutes": 5}
-
-    def start(self, step: str, **more: Any) -> str:
-        deployment = self.api.deployment_id(f"{FLOWS[step]}/smoke")
-        return str(self.api.start(deployment, {**self.parameters(step), **more})["id"])
-
-    def messages(self, run: str) -> list[str]:
-        lines, offset = [], 0
-        while more := self.api.logs([run], offset):
-            lines += [line.message for line in more]
-            offset += len(more)
-        return lines
-
-    def wait_for_line(self, run: str, pattern: str, limit_s: float = 120) -> str:
-        until = time.monotonic() + limit_s
-        while time.monotonic() < until:
-            for message in self.messages(run):
-                if re.search(pattern, message):
-                    return message
-            state = self.api.run(run)
-            assert state["state_type"] not in FINAL_STATES, (state["state"]["message"], self.messages(run))
-            time.sleep(0.5)
-        raise AssertionError((pattern, self.messages(run)))
-
-    def wait_for_end(self, run: str, limit_s: float = 240) -> dict[str, Any]:
-        """The run in its final state; a server that is away for a while is waited for."""
-        until = time.monotonic() + limit_s
-        state: dict[str, Any] = {}
-        while time.monotonic() < until:
-            try:
-                state = self.api.run(run)
-                if state["state_type"] in FINAL_STATES:
-                    print(f"{state['state_name']}: {state['state']['message']}")
-                    return state
-            except ApiError as error:
-                print("the server is away:", error)
-            time.sleep(1)
-        raise AssertionError(f"the run stayed {state.get('state_name')}: {self.messages(run)}")
-
-    def finish(self, step: str) -> dict[str, Any]:
-        """Run the step again until it completes, as a person would: once."""
-        finished = self.wait_for_end(self.start(step))
-        assert finished["state_type"] == "COMPLETED", finished["state"]["message"]
-        return finished
-
-    def drivers(self, step: str) -> list[psutil.Process]:
-        """The entrypoint processes of the step's Ray jobs."""
-        assert self.services.ray
-        found = []
-        for process in servers.family(self.services.ray.process):
-            try:
-                words = process.cmdline()
-            except psutil.Error:
-                continue
-            if words[1:3] == ["-m", MODULES[step]] and step in words:
-                found.append(process)
-        return found
-
-    def wait_for_driver(self, step: str) -> psutil.Process:
-        until = time.monotonic() + 60
-        while not (found := self.drivers(step)):
-            assert time.monotonic() < until, "the job's process did not appear"
-            time.sleep(0.1)
-        return found[0]
-
-    def flow_processes(self) -> list[psutil.Process]:
-        assert self.services.worker
-        return [
-            process
-            for process in servers.family(self.services.worker)
-            if process.pid != self.services.worker.pid
-        ]
-
-    def restart_worker(self) -> None:
-        if self.services.worker:
-            servers.end(self.services.worker)
-        log = self.services.home / "prefect-worker.log"
-        self.services.worker = servers.start_prefect_worker(services.POOL, self.services.env, log)
-        self.services.save()
-
-    def orphans(self, *options: str) -> str:
-        command = [sys.executable, "-m", "flows.orphans", *options]
-        env = clean_environment(self.services.env)
-        result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=90)
-        print(result.stdout, result.stderr)
-        assert result.returncode == 0, result.stderr
-        return result.stdout
-
-    def model_is_there(self) -> bool:
-        return (self.out / "model" / "training.json").exists()
 
 
 @pytest.fixture(scope="module")
@@ -289,7 +170,7 @@ def test_a_ray_node_may_die(step: str, request: pytest.FixtureRequest, tmp_path:
         for n in range(2)
     ]
     try:
-        wait_for_nodes(house, 3)
+        house.wait_for_nodes(3)
         run = house.start(step, force=True)
         house.wait_for_driver(step)
         busy = wait_for_a_busy_node(nodes, 90)
@@ -303,22 +184,6 @@ def test_a_ray_node_may_die(step: str, request: pytest.FixtureRequest, tmp_path:
         for node in nodes:
             servers.end(node)
     assert [member for node in nodes for member in servers.family(node)] == []
-
-
-def wait_for_nodes(house: House, count: int) -> None:
-    import json
-
-    assert house.services.ray
-    head = house.services.ray
-    token = Path(head.token_path).read_text().strip()
-    until = time.monotonic() + 60
-    while True:
-        reply = servers.get(f"{head.dashboard_url}/api/v0/nodes", {"Authorization": f"Bearer {token}"})
-        nodes = json.loads(reply)["data"]["result"]["result"] if reply else []
-        if sum(node["state"] == "ALIVE" for node in nodes) == count:
-            return
-        assert time.monotonic() < until, nodes
-        time.sleep(0.5)
 
 
 def wait_for_a_busy_node(nodes: list[Process], limit_s: float) -> Process:
