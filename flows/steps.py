@@ -20,6 +20,7 @@ from dataset_build import storage
 from dataset_build.errors import StorageError
 from dataset_build.progress import duration
 from flows import orphans, ray_jobs
+from flows.console import outlive_the_reader
 from flows.lease import prefect_server
 from flows.redact import redactor
 
@@ -155,6 +156,7 @@ def run_step(step: Step, *, force: bool, deadline_minutes: float) -> Outcome:
     """
     from prefect import get_run_logger
 
+    outlive_the_reader()
     began, logger = time.monotonic(), get_run_logger()
     if not force and (content := step.up_to_date()) is not None:
         logger.info("unchanged: %s is up to date with its inputs, and its files verify", step.out)
