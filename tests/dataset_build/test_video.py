@@ -218,6 +218,21 @@ def test_output_that_is_too_large_is_not_cut_short(folder, monkeypatch):
     assert reason_of(lambda: read(folder, "plain.mp4")) == "undecodable"
 
 
+@pytest.mark.parametrize("side", [16, 29, 30, 31, 32])  # rows of pixels are filled up to four bytes
+def test_plain_frames_are_the_pixels_that_packed_ones_hold(folder, monkeypatch, side):
+    settings = SETTINGS.model_copy(update={"frame_side_px": side})
+    plain = read(folder, "sound.mkv", settings)
+    monkeypatch.setattr(video, "_PLAIN_BYTES", 0)
+    assert read(folder, "sound.mkv", settings) == plain
+    assert max(plain[0].width, plain[0].height) == side
+
+
+def test_a_plain_frame_of_another_size_is_no_picture():
+    assert video._picture(bytes(12 * 2), (3, 2), "a.mp4").size == (3, 2)
+    with pytest.raises(media.MediaError, match="a frame of 12 bytes among those of 3x2"):
+        video._picture(bytes(12), (3, 2), "a.mp4")
+
+
 def test_frames_are_held_sparsely_however_long_the_stream():
     chunk = b"00dc" + (4).to_bytes(4, "little") + b"abcd"
     decoded = video._collect(io.BytesIO(b"RIFF\0\0\0\0AVI " + chunk * 5000))
