@@ -10,7 +10,13 @@ from pathlib import Path
 from tests.benchmarks import harness
 
 # Name on the command line → module with a list BENCHMARKS. The order is the order of a whole run.
-MODULES = {}
+MODULES = {
+    "start": "tests.benchmarks.start",
+    "build-images": "tests.benchmarks.build_images",
+    "build-videos": "tests.benchmarks.build_videos",
+    "rebuild": "tests.benchmarks.rebuild",
+    "build-scale": "tests.benchmarks.build_scale",
+}
 
 
 def load(name: str) -> list[harness.Benchmark]:

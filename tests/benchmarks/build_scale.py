@@ -1,12 +1,10 @@
-"""Memory and rate of a build as the number of rows grows: generated pictures in EmoSet's layout, one build per size.
+"""build-scale: memory and time per row of a build as the number of rows grows, over generated small pictures.
 
-    python tests/benchmarks/build_scale.py --rows 10000 100000
+    python -m tests.benchmarks.build_scale --rows 10000 --folder FOLDER
 
 Each build runs as a process of its own with a local Ray; beside it the proportional set size (PSS: shared pages divided
 among those who share them) of that process and all its descendants is sampled, so driver, workers, Ray's own daemons and
-its object store all count. Prints rows/s, seconds of CPU per 1,000 rows and the peak for each size, and how the peaks
-compare; with --json FILE also writes them. DESIGN.md asks for a peak at 100,000 rows of at most 1.25 times that at
-10,000.
+its object store all count. The larger build is held against the smaller one: cost of a row, and peak of memory.
 """
 
 from __future__ import annotations
@@ -18,14 +16,20 @@ import random
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import psutil
 import yaml
 
-PROJECT = Path(__file__).resolve().parents[2]
+from tests.benchmarks.harness import PROJECT, Benchmark, Measure, Side, Size
+
+# The smaller builds, then the one that is held against each of them.
+ROWS: dict[Size, tuple[int, ...]] = {
+    "smoke": (100, 300),
+    "normal": (5_000, 20_000),
+    "large": (10_000, 100_000, 287_000),
+}
 EMOTIONS = ("amusement", "anger", "awe", "contentment", "disgust", "excitement", "fear", "sadness")
 SHARES = {"train": 0.8, "val": 0.05, "test": 0.15}
 
@@ -77,7 +81,9 @@ def build(path: Path, every_s: float, workers: int) -> dict[str, object]:
     """Run one build to its end, sampling its process tree. Raises CalledProcessError where it fails."""
     started = time.monotonic()
     command = [sys.executable, "-m", "dataset_build", "build", str(path), "--workers", str(workers)]
-    process = subprocess.Popen(command, cwd=PROJECT, env={**os.environ, "PYTHONPATH": str(PROJECT)})
+    process = subprocess.Popen(
+        command, cwd=PROJECT, env={**os.environ, "PYTHONPATH": str(PROJECT)}, stdout=sys.stderr
+    )
     tree, peak, parts, cpu_s = psutil.Process(process.pid), 0, {}, {}
     while process.poll() is None:
         now = memory_of_tree(tree)
@@ -111,45 +117,61 @@ def _cpu_seconds(member: psutil.Process, before: float) -> float:
         return before
 
 
+def report(rows: int, folder: Path, side_px: int, workers: int, every_s: float) -> dict[str, object]:
+    """One build from nothing. Raises AssertionError where rows are lost."""
+    root, out = folder / f"tree-{rows}", folder / f"out-{rows}"
+    if not (root / "test.json").exists():
+        write_tree(root, rows, side_px)
+    shutil.rmtree(out, ignore_errors=True)
+    path = folder / f"recipe-{rows}.yaml"
+    path.write_text(yaml.safe_dump(recipe(root, out)))
+    found = build(path, every_s, workers)
+    splits = json.loads((out / "manifest.json").read_text())["sources"]["emoset"].values()
+    lost = rows - sum(counts["kept"] for counts in splits)
+    shutil.rmtree(out)
+    return {"seconds": found.pop("seconds"), "units": rows, "work": {"rows_lost": lost}, "notes": found}
+
+
+def sides(size: Size, folder: Path) -> tuple[Side, list[Side]]:
+    counts = ROWS[size]
+
+    def side(rows: int) -> Side:
+        argv = [sys.executable, "-m", "tests.benchmarks.build_scale", "--rows", str(rows), "--folder"]
+        return Side(f"{rows:,} rows", [*argv, str(folder)])
+
+    return side(counts[-1]), [side(rows) for rows in counts[:-1]]
+
+
+BENCHMARKS = [
+    Benchmark(
+        name="build-scale",
+        title="a build of more rows against one of fewer: time per row, and peak of memory",
+        unit="s per row",
+        target=1.15,
+        sides=sides,
+        better="less",
+        also=(
+            Measure(
+                "build-scale-memory", "GiB at the peak", 1.25, lambda run: run["notes"]["peak_bytes"] / 2**30
+            ),
+        ),
+    )
+]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000])
+    parser.add_argument("--rows", type=int, required=True)
     parser.add_argument("--side-px", type=int, default=24)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--every-s", type=float, default=0.5, help="pause between two samples of memory")
-    parser.add_argument("--folder", help="where trees and builds are made (default: a temporary folder)")
-    parser.add_argument("--json", help="also write the numbers here")
+    parser.add_argument("--folder", type=Path, required=True, help="where the tree and the build are made")
     options = parser.parse_args()
-    folder = Path(options.folder or tempfile.mkdtemp(prefix="emoscale"))
-    folder.mkdir(parents=True, exist_ok=True)
-    results = []
-    try:
-        for rows in options.rows:
-            root, out = folder / f"tree-{rows}", folder / f"out-{rows}"
-            if not root.exists():
-                write_tree(root, rows, options.side_px)
-            shutil.rmtree(out, ignore_errors=True)
-            path = folder / f"recipe-{rows}.yaml"
-            path.write_text(yaml.safe_dump(recipe(root, out)))
-            found = {"rows": rows, **build(path, options.every_s, options.workers)}
-            results.append(found)
-            print(
-                f"{rows} rows: {found['seconds']:.0f} s, {rows / found['seconds']:.0f} rows/s, "
-                f"{1000 * found['cpu_seconds'] / rows:.2f} s CPU per 1,000 rows, peak {found['peak_bytes'] / 2**20:.0f} MiB "
-                f"({', '.join(f'{k} {v / 2**20:.0f}' for k, v in found['peak_parts'].items())})",
-                flush=True,
-            )
-        first, last = results[0], results[-1]
-        print(
-            f"peak at {last['rows']} rows: {last['peak_bytes'] / first['peak_bytes']:.3f} x that at {first['rows']}"
-        )
-        if options.json:
-            Path(options.json).write_text(json.dumps(results, indent=2) + "\n")
-    finally:
-        if not options.folder:
-            shutil.rmtree(folder, ignore_errors=True)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    made = report(options.rows, options.folder, options.side_px, options.workers, options.every_s)
+    print(json.dumps(made))
     return 0
 
 

@@ -113,6 +113,8 @@ class Benchmark:
 def execute(side: Side) -> Report:
     """Run a side to its end and return its report. Raises BenchmarkError with the tail of its errors."""
     environment = {**os.environ, "PYTHONPATH": str(PROJECT), "PYTHONUNBUFFERED": "1", **(side.env or {})}
+    # Where it is set every import compiles anew, in every worker: that is not what a user's machine does.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     with tempfile.TemporaryFile("w+") as errors, tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
             list(side.argv),

@@ -1,0 +1,79 @@
+"""What the benchmarks of building share: a timed build in this process, and what its peers are compared by."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import os
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+SPLITS = ("train", "val", "test")
+
+
+class Timed(NamedTuple):
+    """A build's manifest, its seconds from the recipe to the manifest, and how long Ray took to start before them."""
+
+    manifest: dict[str, Any]
+    seconds: float
+    ray_start_s: float
+
+
+def recipe(name: str, out: Path, sources: dict[str, Path], **media: Any) -> dict[str, Any]:
+    """A recipe as its YAML file says it."""
+    named = [{"name": source, "root": str(root)} for source, root in sources.items()]
+    return {"name": name, "out": str(out), "sources": named, "media": media}
+
+
+def build(settings: dict[str, Any]) -> Timed:
+    """A whole build: plan, conversion, duplicates, leakage, splits, writing, reading back, card, manifest.
+
+    Ray is started before the clock, as a cluster is up before a build comes. Raises AssertionError for a row that did
+    not come through: these trees hold none that may be left out.
+    """
+    import ray.data  # noqa: F401  an import, and not the work
+
+    from dataset_build import pipeline, ray_local
+    from dataset_build.recipe import BuildRecipe
+
+    read = BuildRecipe.model_validate(settings)
+    began = time.perf_counter()
+    ray_local.connect()
+    ready = time.perf_counter()
+    with contextlib.redirect_stdout(sys.stderr):  # its own lines, which would stand beside the report
+        manifest = pipeline.build(read)
+    seconds = time.perf_counter() - ready
+    for splits in manifest["sources"].values():
+        for counts in splits.values():
+            assert counts["kept"] == counts["records"], manifest["sources"]
+    return Timed(manifest, seconds, ready - began)
+
+
+def media_rows(out: Path) -> Iterable[list[dict[str, Any]]]:
+    """The media of every sample of a finished build."""
+    import pyarrow.parquet as pq
+
+    for split in SPLITS:
+        for path in sorted((out / split).glob("*.parquet")):
+            for batch in pq.ParquetFile(path).iter_batches(batch_size=64, columns=["media"]):
+                yield from batch["media"].to_pylist()
+
+
+def work_of(rows: Iterable[tuple[Any, ...]]) -> dict[str, Any]:
+    """The number of rows and a digest of what is said of each, in any order."""
+    listed = sorted(rows)
+    together = hashlib.sha256("\n".join(map(str, listed)).encode()).hexdigest()
+    return {"rows": len(listed), "of": together[:16]}
+
+
+def versions(*names: str) -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*.parquet"))
