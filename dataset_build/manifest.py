@@ -15,6 +15,7 @@ from dataset_build.sources import base
 
 if TYPE_CHECKING:
     from dataset_build.splits import Places
+    from dataset_build.verify_rows import Run
 
 _REQUIRED = ("schema_version", "digest", "inputs_digest", "recipe", "code", "sources", "files")
 
@@ -122,8 +123,11 @@ def unchanged(out: str, inputs_digest: str) -> dict[str, Any] | None:
         return None
 
 
-def content_problems(out: str, content: dict[str, Any]) -> list[str]:
-    """Read every row back: schema, counts, unique uids, whole groups, and that every stored picture opens."""
+def content_problems(out: str, content: dict[str, Any], run: Run = map) -> list[str]:
+    """Read every row back: schema, counts, unique uids, whole groups, and that every stored picture opens.
+
+    `run` reads the files, as `map` would; a build reads them in parallel.
+    """
     from dataset_build import verify_rows
 
-    return verify_rows.problems(out, content)
+    return verify_rows.problems(out, content, run)

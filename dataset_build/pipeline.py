@@ -49,6 +49,8 @@ from dataset_build.schema import Reject
 
 # Heap of one conversion or write task, which Ray cannot see: one shard's media, decoded one at a time.
 _TASK_MEMORY = 512 << 20
+# Written files of so many bytes together are read back in this process: it takes half a second, as handing out does.
+_READ_HERE_BYTES = 32 << 20
 # The key of a task's result that says why a store (`s3://`) kept it from finishing.
 _STORE_FAILED = "store_failed"
 _SAMPLE_FILE = re.compile(rf"(?:{'|'.join(schema.SPLITS)})/[a-z0-9_]+-[0-9]{{5,}}\.parquet")
@@ -97,12 +99,12 @@ def build(recipe: BuildRecipe, workers: int | None = None) -> dict[str, Any]:
         )
         decision = decide.decide(recipe, found.index)
         files |= _write_samples(recipe, found, decision, out, workers)
-    files |= _write_decision(recipe, found.index, decision, out)
-    files |= rewriting.write_table(out, rewritten)
-    counts = _ledger(made, found, decision)
-    done = manifest.make(recipe, digest, counts, files, decision.places)
-    _remove_strangers(out, files)
-    problems = manifest.content_problems(out, done)
+        files |= _write_decision(recipe, found.index, decision, out)
+        files |= rewriting.write_table(out, rewritten)
+        counts = _ledger(made, found, decision)
+        done = manifest.make(recipe, digest, counts, files, decision.places)
+        _remove_strangers(out, files)
+        problems = _read_back(out, done, workers)
     if problems:
         raise BuildError("the written files do not verify:\n  " + "\n  ".join(problems[:20]))
     card.write(out, done)
@@ -247,6 +249,18 @@ def write_file(task: dict[str, Any]) -> dict[str, Any]:
     parts = [write.Part(*part) for part in task["parts"]]
     path = storage.join(task["out"], task["path"])
     return {"path": task["path"], **write.write_samples(path, split, parts)}
+
+
+def _read_back(out: str, done: dict[str, Any], workers: int | None) -> list[str]:
+    """What is wrong with the written files: see `manifest.content_problems`."""
+
+    def in_parallel(
+        function: Callable[[dict[str, Any]], dict[str, Any]], tasks: Sequence[dict[str, Any]]
+    ) -> Iterator[dict[str, Any]]:
+        return _run_tasks(function, tasks, workers)
+
+    small = sum(file["bytes"] for file in done["files"].values()) < _READ_HERE_BYTES
+    return manifest.content_problems(out, done, map if small else in_parallel)
 
 
 def _write_decision(recipe: BuildRecipe, index: Index, decision: Decision, out: str) -> dict[str, Any]:

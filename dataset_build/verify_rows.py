@@ -5,46 +5,50 @@ from __future__ import annotations
 import array
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from dataset_build import gather, media, schema, storage
 
+Task = dict[str, Any]
+Run = Callable[[Callable[[Task], dict[str, Any]], Sequence[Task]], Iterable[dict[str, Any]]]
 
-def problems(out: str, content: dict[str, Any]) -> list[str]:
-    """What is wrong, row by row; memory grows with uids (8 bytes each) and drawn groups only, as digests."""
+
+def problems(out: str, content: dict[str, Any], run: Run = map) -> list[str]:
+    """What is wrong, row by row; memory grows with uids (8 bytes each) and drawn groups only, as digests.
+
+    Files are read independently of each other: `run` may do so in other processes, and in any order.
+    """
+    tasks = [
+        {
+            "out": out,
+            "path": path,
+            "rows": entry["rows"],
+            "fold_val": content["recipe"]["splits"].get("fold_val", False),
+            # A source's own split or folds may tear groups apart: leakage.json says so.
+            "group_keys": {
+                name: facts["group_key"] if facts["groups_whole"] else None
+                for name, facts in content["source_facts"].items()
+            },
+        }
+        for path, entry in content["files"].items()
+        if "/" in path
+    ]
+    read = {result["path"]: result for result in run(read_file, tasks)}
     found: list[str] = []
     kept: Counter[tuple[str, str]] = Counter()
     seen = array.array("Q")  # digests of all uids
-    place_of_group: dict[int, tuple[str, int | None]] = {}
-    fold_val = content["recipe"]["splits"].get("fold_val", False)
-    for path, entry in content["files"].items():
-        if "/" not in path:
-            continue
-        split = path.split("/")[0]
-        rows = 0
-        for row in _rows(storage.join(out, path), found):
-            rows += 1
-            kept[row["source"], row["split"]] += 1
-            seen.append(_digest(row["uid"]))
-            problems_of_row = _row_problems(row, split, fold_val)
-            found += [f"{path}: {row['uid']}: {problem}" for problem in problems_of_row]
-            facts = content["source_facts"].get(row["source"])
-            if facts is None:
-                found.append(f"{path}: {row['uid']}: the manifest names no source {row['source']!r}")
-                continue
-            # A source's own split or folds may tear groups apart: leakage.json says so.
-            if facts["groups_whole"]:
-                key = facts["group_key"]
-                group = dict(row["group_keys"]).get(key) or row["uid"]
-                place = (row["split"], row["fold"])
-                other = place_of_group.setdefault(_digest(f"{key}\x1f{group}"), place)
-                if other != place:
-                    found.append(
-                        f"{path}: {row['uid']}: group {(key, group)} is both in {other} and in {place}"
-                    )
-        if rows != entry["rows"]:
-            found.append(f"{path}: {rows} rows, the manifest says {entry['rows']}")
+    place_of_group: dict[int, list[Any]] = {}
+    for task in tasks:
+        result = read.pop(task["path"])
+        found += result["problems"]
+        seen.extend(result["uids"])
+        for source, split, rows in result["kept"]:
+            kept[source, split] += rows
+        for digest, place, uid, group in result["groups"]:
+            other = place_of_group.setdefault(digest, place)
+            if other != place:
+                found.append(_torn(task["path"], uid, group, other, place))
     for source, splits in content["sources"].items():
         for split, counts in splits.items():
             if kept[source, split] != counts["kept"]:
@@ -52,6 +56,46 @@ def problems(out: str, content: dict[str, Any]) -> list[str]:
                     f"{source}/{split}: {kept[source, split]} rows, the ledger says {counts['kept']} kept"
                 )
     return found + _repeated(out, content, seen) + _table_problems(out, content)
+
+
+def read_file(task: Task) -> dict[str, Any]:
+    """One sample file read back: what is wrong in it, and what can only be judged beside the other files."""
+    path, group_keys = task["path"], task["group_keys"]
+    split = path.split("/")[0]
+    found: list[str] = []
+    kept: Counter[tuple[str, str]] = Counter()
+    uids: list[int] = []
+    groups: dict[int, list[Any]] = {}
+    for row in _rows(storage.join(task["out"], path), found):
+        kept[row["source"], row["split"]] += 1
+        uids.append(_digest(row["uid"]))
+        found += [
+            f"{path}: {row['uid']}: {problem}" for problem in _row_problems(row, split, task["fold_val"])
+        ]
+        if row["source"] not in group_keys:
+            found.append(f"{path}: {row['uid']}: the manifest names no source {row['source']!r}")
+            continue
+        key = group_keys[row["source"]]
+        if key is not None:
+            group = dict(row["group_keys"]).get(key) or row["uid"]
+            place = [row["split"], row["fold"]]
+            digest = _digest(f"{key}\x1f{group}")
+            other = groups.setdefault(digest, [place, row["uid"], [key, group]])[0]
+            if other != place:
+                found.append(_torn(path, row["uid"], [key, group], other, place))
+    if len(uids) != task["rows"]:
+        found.append(f"{path}: {len(uids)} rows, the manifest says {task['rows']}")
+    return {
+        "path": path,
+        "problems": found,
+        "uids": uids,
+        "kept": [[*key, rows] for key, rows in kept.items()],
+        "groups": [[digest, *first] for digest, first in groups.items()],
+    }
+
+
+def _torn(path: str, uid: str, group: list[str], other: list[Any], place: list[Any]) -> str:
+    return f"{path}: {uid}: group {tuple(group)} is both in {tuple(other)} and in {tuple(place)}"
 
 
 def _digest(text: str) -> int:

@@ -64,11 +64,12 @@ def media_rows(out: Path) -> Iterable[list[dict[str, Any]]]:
                 yield from batch["media"].to_pylist()
 
 
-def work_of(rows: Iterable[tuple[Any, ...]]) -> dict[str, Any]:
-    """The number of rows and a digest of what is said of each, in any order."""
+def work_of(rows: Iterable[tuple[str, int, int]]) -> dict[str, Any]:
+    """How many rows, a digest of their sources' sha256 in any order, the sums of their widths and heights."""
     listed = sorted(rows)
-    together = hashlib.sha256("\n".join(map(str, listed)).encode()).hexdigest()
-    return {"rows": len(listed), "of": together[:16]}
+    together = hashlib.sha256("\n".join(row[0] for row in listed).encode()).hexdigest()
+    widths, heights = sum(row[1] for row in listed), sum(row[2] for row in listed)
+    return {"rows": len(listed), "sources": together[:16], "width_px": widths, "height_px": heights}
 
 
 def versions(*names: str) -> dict[str, str]:
