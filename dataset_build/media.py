@@ -224,6 +224,20 @@ def open_picture(data: bytes, max_pixels: int = MAX_PIXELS, draft_px: int | None
         return _flat(_upright(_load(opened, "picture"), "picture"), "picture")
 
 
+def stored_size(data: bytes) -> tuple[int, int]:
+    """Width and height of stored picture bytes after decoding them, as `open_picture` gives them. Raises MediaError.
+
+    A JPEG is decoded at an eighth of its size: all its bytes are read for that, too, and it takes half the time.
+    """
+    with _opened(data, "picture", MAX_PIXELS) as opened:
+        size = opened.size
+        if opened.format != "JPEG":
+            return open_picture(data).size
+        opened.draft("RGB", (1, 1))
+        _flat(_upright(_load(opened, "picture"), "picture"), "picture")
+        return size[::-1] if opened.getexif().get(0x0112, 1) in (5, 6, 7, 8) else size
+
+
 def encode_jpeg(picture: Image.Image, quality: int) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=quality, subsampling=0)

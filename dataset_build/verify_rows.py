@@ -149,7 +149,7 @@ def _row_problems(row: dict[str, Any], split: str, fold_val: bool) -> Iterator[s
             continue
         for data in medium["data"]:
             try:
-                size = media.open_picture(data).size
+                size = media.stored_size(data)
             except media.MediaError as error:
                 yield f"a stored picture does not open: {error}"
             else:

@@ -251,6 +251,35 @@ def test_a_draft_does_not_get_around_the_pixel_limit():
     assert reason_of(lambda: media.open_picture(data, max_pixels=479_999, draft_px=10)) == "too_large"
 
 
+@given(
+    place=st.floats(0, 1),
+    how=st.sampled_from(("cut", "bit", "noise")),
+    noise=st.binary(min_size=50, max_size=50),
+)
+@settings(deadline=None, max_examples=60)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_checking_a_stored_picture_finds_what_opening_it_would(kind, place, how, noise):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    whole = bytearray(encoded(gradient(80, 52), kind, exif=exif))
+    assert media.stored_size(bytes(whole)) == media.open_picture(bytes(whole)).size == (52, 80)
+    at = int(place * (len(whole) - 1))
+    if how == "cut":
+        del whole[at:]
+    elif how == "bit":
+        whole[at] ^= 1
+    else:
+        whole[at : at + len(noise)] = noise
+
+    def said(check):
+        try:
+            return check(bytes(whole))
+        except media.MediaError as error:
+            return error.reason
+
+    assert said(media.stored_size) == said(lambda data: media.open_picture(data).size)
+
+
 @pytest.mark.parametrize("kind", ["ICO", "PPM", "PCX"])
 def test_other_formats_are_not_opened(kind):
     assert reason_of(lambda: media.open_picture(encoded(gradient(), kind))) == "not_media"
