@@ -297,11 +297,22 @@ def start_ray_head(
     return RayHead(process, f"{LOOPBACK}:{gcs}", f"http://{LOOPBACK}:{dashboard}", str(token), str(temp_dir))
 
 
+# `ray start` refuses a second node while that setting is off, so it is told that it is on, in its own process alone: its
+# children read the environment and stay on loopback. A private place of Ray, which is pinned; only tests come here.
+_START_SECOND_NODE = """
+from ray._private import ray_constants, services
+services.get_node_ip_address = lambda address=None: "127.0.0.1"
+ray_constants.ENABLE_RAY_CLUSTER = True
+from ray.scripts.scripts import main
+main()
+"""
+
+
 def start_ray_node(head: RayHead, log: Path, *, cpus: int, object_store_bytes: int) -> Process:
     """One more node of the cluster, on this machine; it is up once the head lists it."""
     env = clean_environment({"OMP_NUM_THREADS": "1", "RAY_AUTH_TOKEN_PATH": head.token_path, **_RAY_SETTINGS})
     command = [
-        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
+        *(sys.executable, "-c", _START_SECOND_NODE, "start", "--block", "--disable-usage-stats"),
         f"--address={head.address}",
         f"--node-ip-address={LOOPBACK}",
         f"--dashboard-agent-listen-port={free_port()}",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -44,8 +46,18 @@ def house(s3_environment: S3Server, tmp_path_factory: pytest.TempPathFactory) ->
     finally:
         latest = services.Services.load(home)
         services.down(home)
+        shutil.rmtree(home, ignore_errors=True)
         left = [member for process in latest.processes() for member in servers.family(process)]
         assert left == [], f"processes were left behind: {left}"
+
+
+@pytest.fixture(autouse=True)
+def a_worker_for_the_next(house: House) -> Iterator[None]:
+    """A test that failed must not leave the others without a worker."""
+    yield
+    assert house.services.worker
+    if not servers.running(house.services.worker):
+        house.restart_worker()
 
 
 @pytest.fixture(scope="module")
@@ -163,31 +175,28 @@ def test_the_prefect_server_may_be_killed_and_started_again(built: House) -> Non
 def test_a_ray_node_may_die(step: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     house: House = request.getfixturevalue({"build": "house", "train": "built", "evaluate": "trained"}[step])
     assert house.services.ray
-    nodes: list[Process] = [
-        servers.start_ray_node(
-            house.services.ray, tmp_path / f"node-{n}.log", cpus=2, object_store_bytes=100 << 20
-        )
-        for n in range(2)
-    ]
-    try:
+    nodes: list[Process] = []
+    with house.held(leave=0, log=tmp_path / "holder.log"), ExitStack() as at_the_end:
+        for n in range(2):
+            log = tmp_path / f"node-{n}.log"
+            nodes.append(
+                servers.start_ray_node(house.services.ray, log, cpus=2, object_store_bytes=100 << 20)
+            )
+            at_the_end.callback(servers.end, nodes[-1])
         house.wait_for_nodes(3)
         run = house.start(step, force=True)
         house.wait_for_driver(step)
-        busy = wait_for_a_busy_node(nodes, 90)
-        for process in servers.family(busy):
+        for process in servers.family(wait_for_a_busy_node(nodes, 90)):
             process.kill()
         ended = house.wait_for_end(run)
         assert ended["state_type"] in ("COMPLETED", "FAILED")
         if ended["state_type"] == "FAILED":
             house.finish(step)
-    finally:
-        for node in nodes:
-            servers.end(node)
     assert [member for node in nodes for member in servers.family(node)] == []
 
 
 def wait_for_a_busy_node(nodes: list[Process], limit_s: float) -> Process:
-    """The node on which something of the job runs (not only idle workers); after `limit_s` any."""
+    """The node on which something of the job runs (not only idle workers)."""
     until = time.monotonic() + limit_s
     while time.monotonic() < until:
         for node in nodes:
