@@ -44,6 +44,25 @@ def first_fit(
     return bins
 
 
+def even_fit(
+    lengths: Sequence[int], capacity: int, pictures: Sequence[int] = (), most_pictures: int = 0
+) -> list[list[int]]:
+    """As `first_fit`, with as many bins, but of as even a length as it finds: all are padded to the longest one.
+
+    First fit fills all bins but the last, which may hold a single short row and is then almost only padding.
+    """
+    bins = first_fit(lengths, capacity, pictures, most_pictures)
+    low, high = max(max(lengths), -(-sum(lengths) // len(bins))), capacity
+    while low < high:  # the smallest capacity that needs no more bins
+        middle = (low + high) // 2
+        tried = first_fit(lengths, middle, pictures, most_pictures)
+        if len(tried) <= len(bins):
+            bins, high = tried, middle
+        else:
+            low = middle + 1
+    return bins
+
+
 def pack(rows: Sequence[Encoded], bins: Sequence[Sequence[int]], pad_id: int) -> dict[str, Tensor]:
     """One batch with a sequence a bin: input_ids, labels (B, T), position_ids (B, T) or (3, B, T), attention_mask
     (B, 1, T, T) boolean.

@@ -19,7 +19,7 @@ from emollm.data.emobench import DataError, read_digest
 from emollm.data.encoder import Encoder
 from emollm.data.features import Features, FeatureStore, compute
 from emollm.data.index import RowIndex, make_index, stored_index
-from emollm.data.packing import first_fit, pack
+from emollm.data.packing import even_fit, pack
 from emollm.data.plan import Step, plan_training, planned_rows
 from emollm.data.rows import Rows
 from emollm.data.stream import Steps, Stream, start_server
@@ -238,7 +238,7 @@ def make_batch(state: Fold, numbers: Sequence[int], encoded: Sequence[Encoded]) 
     """The batch of some rows as a stream gave them, packed. `numbers` is empty where a filler stands in."""
     numbers = numbers or [state.index.shortest]
     tune = state.recipe.tune
-    bins = first_fit(
+    bins = even_fit(
         [len(row.input_ids) for row in encoded],
         tune.pack_tokens if tune.packing else 0,
         [state.index.pictures[number] for number in numbers],

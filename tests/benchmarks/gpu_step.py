@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from emollm.config import TrainRecipe, load_recipe
 from emollm.data.collate import Encoded
 from emollm.data.masking import IGNORED
-from emollm.data.packing import first_fit, pack
+from emollm.data.packing import even_fit, pack
 from emollm.model.attached_model import AttachedConfig, AttachedEmoLLM
 from emollm.model.families import Size, Visual
 from emollm.model.published import planning_config
@@ -125,7 +125,7 @@ def measure(recipe: TrainRecipe, values: dict[str, Any], steps: int, peak: float
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     rows = [sample(model, side, dist.get_rank() * 10_000 + n) for n in range(recipe.tune.micro_batch)]
-    bins = first_fit([len(row.input_ids) for row in rows], recipe.tune.pack_tokens)
+    bins = even_fit([len(row.input_ids) for row in rows], recipe.tune.pack_tokens)
     batch: dict[str, Any] = pack(rows, bins, 0)
     batch["visuals"] = [visual for one in bins for i in one for visual in rows[i].visuals]
     batch = {name: value.to(device) if hasattr(value, "to") else value for name, value in batch.items()}

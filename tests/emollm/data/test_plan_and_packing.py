@@ -18,7 +18,7 @@ from emollm.config import LoaderConfig, TrainRecipe, load_recipe
 from emollm.data.collate import collate, encode_sample
 from emollm.data.emobench import DataError
 from emollm.data.index import outline
-from emollm.data.packing import first_fit, pack
+from emollm.data.packing import even_fit, first_fit, pack
 from emollm.data.plan import epoch_rows, in_windows, plan_epoch, plan_training
 from emollm.train.build import initial_model
 from tests.emollm.train.small_emobench import read_rows
@@ -217,6 +217,38 @@ def test_first_fit_keeps_the_cap_on_pictures(rows: list[tuple[int, int]], capaci
         assert sum(lengths[i] for i in one) <= capacity or len(one) == 1
         assert sum(pictures[i] for i in one) <= most or sum(pictures[i] > 0 for i in one) == 1
     assert first_fit(lengths, capacity, pictures, 0) == first_fit(lengths, capacity)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    rows=st.lists(st.tuples(st.integers(1, 60), st.integers(0, 9)), min_size=1, max_size=40),
+    capacity=st.integers(1, 100),
+    most=st.integers(0, 12),
+)
+def test_even_bins_are_as_few_and_their_longest_is_no_longer(
+    rows: list[tuple[int, int]], capacity: int, most: int
+) -> None:
+    lengths, pictures = [length for length, _ in rows], [count for _, count in rows]
+    first, even = (fit(lengths, capacity, pictures, most) for fit in (first_fit, even_fit))
+
+    def longest(bins: list[list[int]]) -> int:
+        return max(sum(lengths[i] for i in one) for one in bins)
+
+    assert sorted(i for one in even for i in one) == list(range(len(rows)))
+    assert len(even) <= len(first) and longest(even) <= longest(first)
+    assert all(sum(lengths[i] for i in one) <= capacity or len(one) == 1 for one in even)
+    if most:
+        assert all(
+            sum(pictures[i] for i in one) <= most or sum(pictures[i] > 0 for i in one) == 1 for one in even
+        )
+
+
+def test_even_bins_leave_little_padding() -> None:
+    lengths = [353, 90, 75, 74, 73, 70, 67, 38]  # 840 tokens
+    longest = [
+        max(sum(lengths[i] for i in one) for one in fit(lengths, 512)) for fit in (first_fit, even_fit)
+    ]
+    assert longest[0] > 500 and longest[1] <= 440
 
 
 def test_packed_and_padded_batches_give_the_same_loss_and_gradients(tiny_recipe: TrainRecipe) -> None:
