@@ -36,7 +36,7 @@ AFTER_TRAINING = tuple(
 # number of workers moves the last bits of the weights (1e-5); a checkpoint knows its own.
 HOW_IT_RUNS = {
     "workers": ("count", "cpus", "memory_gib", "max_failures"),
-    "checkpoint": ("every_steps", "keep"),
+    "checkpoint": ("every_steps", "keep", "background"),
     "tune": ("log_every",),
 }
 
@@ -160,7 +160,9 @@ class TuneConfig(Component):
     activation_checkpointing: bool = Field(
         default=False, description="compute activations again in the backward pass instead of keeping them"
     )
-    log_every: int = Field(default=2, ge=1, description="steps between two log lines (and reports to Ray)")
+    log_every: int = Field(
+        default=2, ge=1, description="steps between two log lines, and at least between two reports to Ray"
+    )
 
 
 class LoaderConfig(Component):
@@ -224,6 +226,10 @@ class WorkersConfig(Component):
 class CheckpointConfig(Component):
     every_steps: int = Field(default=15, ge=1)
     keep: int = Field(default=2, ge=2, description="whole checkpoints kept; two, so that one can be damaged")
+    background: bool = Field(
+        default=True,
+        description="write while training goes on, which takes memory for one copy of what a worker writes",
+    )
 
 
 class EarlyStopConfig(Component):

@@ -1,7 +1,8 @@
 """Checkpoints that are whole or not there.
 
 All ranks write their part with DeepSpeed into `step-000030/`; rank 0 then writes `checkpoint.json` into it, last, with
-the digest of every file. A folder without that file, or with a file that does not match it, is not a checkpoint.
+the digest of every file. A folder without that file, or with a file that does not match it, is not a checkpoint. Training
+goes on while they write (`emollm.train.background`); the next checkpoint and the end of training wait for it.
 `latest` is a file that names the newest whole one. Old checkpoints go only after a new one is whole. Nothing about
 random numbers or the position in the data needs saving: both follow from the seed and the step.
 
@@ -12,12 +13,13 @@ after it name it and its digest.
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch.distributed as dist
 from safetensors import SafetensorError
@@ -26,6 +28,7 @@ from torch import Tensor
 from dataset_build import storage
 from dataset_build.progress import data_size
 from dataset_build.provenance import sha256_of_file
+from emollm.train.background import GRACE_S, Captured, Writing
 from emollm.train.deepspeed import load_universal, to_universal
 from emollm.train.resume import METADATA, CheckpointError, Resume, other_world_size
 
@@ -47,48 +50,100 @@ class Whole(NamedTuple):
 class Checkpoints:
     """The checkpoints of one fold in `folder`, which all workers must see (a local disk or a shared one)."""
 
-    def __init__(self, folder: Path, inputs_digest: str, keep: int, resume: Resume) -> None:
+    def __init__(
+        self, folder: Path, inputs_digest: str, keep: int, resume: Resume, background: bool = True
+    ) -> None:
         self.folder, self.inputs_digest, self.keep, self.resume = folder, inputs_digest, keep, resume
+        self.background = background
+        self._writing: Writing | None = None
 
     def save(self, engine: Any, step: int, kept: dict[str, Any]) -> float:
-        """Write the checkpoint of `step` finished steps; the seconds it took. Every rank calls this.
+        """Begin the checkpoint of `step` finished steps; the seconds that training stood still. Every rank calls this.
 
-        `kept` is JSON and comes back with the checkpoint; its `best` may name the file of `save_best`. Raises
-        CheckpointError where the disk is full; the checkpoints that were there stay.
+        It is written while training goes on, unless `background` is false; `watch` and `wait` ask after it. One that is
+        still being written is waited for first. `kept` is JSON and comes back with the checkpoint; its `best` may name the
+        file of `save_best`. Raises CheckpointError where the disk is full; the checkpoints that were there stay.
         """
         started = time.monotonic()
-        path = self._path(step)
+        self.wait()
+        path, kept = self._path(step), copy.deepcopy(kept)
         if dist.get_rank() == 0:
             shutil.rmtree(path, ignore_errors=True)
         dist.barrier()
+        captured = Captured(engine.checkpoint_engine)
+        engine.checkpoint_engine = captured
         try:
             with disk_trouble(self.folder):
                 engine.save_checkpoint(
                     str(self.folder), tag=path.name, save_latest=False, exclude_frozen_parameters=True
                 )
-                dist.barrier()
-                if dist.get_rank() == 0:
-                    self._finish(path, step, kept)
-        except Exception:
-            if dist.get_rank() == 0:  # a half one would only take room
-                shutil.rmtree(path, ignore_errors=True)
-            raise
-        dist.barrier()
+        finally:
+            engine.checkpoint_engine = captured.writer
+        self._writing = Writing(
+            path,
+            captured,
+            guard=lambda: disk_trouble(self.folder),
+            finish=lambda digests: self._finish(path, step, kept, digests),
+        )
+        if not self.background:
+            self.wait()
         return time.monotonic() - started
 
-    def _finish(self, path: Path, step: int, kept: dict[str, Any]) -> None:
+    def watch(self) -> None:
+        """Raise on all ranks what the writer of one has met. Every rank calls this after every step."""
+        if self._writing is None:
+            return
+        failed, runs = self._writing.anywhere()
+        if failed:
+            self._give_up(self._writing)
+        if not runs:
+            self._writing = None
+
+    def wait(self) -> None:
+        """Wait until the checkpoint that is being written is whole. Raises as `watch`. Every rank calls this."""
+        if self._writing is None:
+            return
+        if self._writing.wait():
+            self._give_up(self._writing)
+        self._writing = None
+
+    def leave(self) -> None:
+        """End the writer where training has ended with an error, so that nothing is written any more. A checkpoint
+        of which all ranks have written their part is still made whole."""
+        if self._writing is not None:
+            self._writing.leave(GRACE_S)
+            self._writing = None
+
+    def _give_up(self, writing: Writing) -> NoReturn:
+        writing.leave()
+        self._writing = None
+        everyone: list[Any] = [None] * writing.world
+        own = writing.error
+        dist.all_gather_object(
+            everyone, None if own is None else (isinstance(own, CheckpointError), str(own))
+        )
+        if writing.rank == 0:  # all writers have ended; a half one would only take room
+            shutil.rmtree(writing.path, ignore_errors=True)
+        dist.barrier()
+        if own is not None:
+            raise own
+        met = {rank: error for rank, error in enumerate(everyone) if error is not None}
+        text = "; ".join(f"rank {rank}: {said}" for rank, (_, said) in met.items())
+        raise (CheckpointError if any(known for known, _ in met.values()) else RuntimeError)(text)
+
+    def _finish(self, path: Path, step: int, kept: dict[str, Any], digests: dict[str, str]) -> None:
         beside = [kept["best"]["file"]] if kept.get("best") else []
         metadata = {
             "step": step,
             "inputs_digest": self.inputs_digest,
             "world_size": dist.get_world_size(),
             "kept": kept,
-            "files": {name: sha256_of_file(str(path / name)) for name in storage.list_files(str(path))},
+            "files": dict(sorted(digests.items())),
             "beside": {name: sha256_of_file(str(self.folder / name)) for name in beside},
         }
         storage.write_json(str(path / METADATA), metadata)
         storage.write_bytes(str(self.folder / "latest"), f"{path.name}\n".encode())
-        self._rotate()
+        self._rotate(best_file(step))
 
     def save_best(self, weights: dict[str, Tensor], step: int) -> None:
         """Keep the trained weights as the best so far, in `best_file(step)`. Rank 0 calls this."""
@@ -185,9 +240,9 @@ class Checkpoints:
             raise CheckpointError(other_world_size(str(path), whole.world_size, world_size))
         return whole
 
-    def _rotate(self) -> None:
+    def _rotate(self, newest_best: str) -> None:
         """Remove all but the newest `keep` whole checkpoints, what was left half written, and best weights that none
-        of those names."""
+        of those names. Best weights after `newest_best` were saved meanwhile and wait for the next checkpoint."""
         paths = sorted(self.folder.glob("step-*"))
         kept = [path for path in paths if (path / METADATA).is_file()][-self.keep :]
         for path in paths:
@@ -196,7 +251,7 @@ class Checkpoints:
                 shutil.rmtree(path)
         named = {name for path in kept for name in storage.read_json(str(path / METADATA))["beside"]}
         for best in self.folder.glob("best-*.safetensors"):
-            if best.name not in named:
+            if best.name not in named and best.name <= newest_best:
                 best.unlink()
 
     def remove_all(self) -> None:

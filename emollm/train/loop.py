@@ -113,7 +113,11 @@ def _train_fold(
     started = time.monotonic()
     state = prepare(recipe, fold, rank, world, features or FeatureStore(recipe.tune.cache_gib))
     checkpoints = Checkpoints(
-        fold_checkpoints(recipe.out, fold), inputs_digest, recipe.checkpoint.keep, resume
+        fold_checkpoints(recipe.out, fold),
+        inputs_digest,
+        recipe.checkpoint.keep,
+        resume,
+        recipe.checkpoint.background,
     )
     newest = checkpoints.newest_whole()
     if rank == 0:  # so that a checkpoint can be exported without the run
@@ -199,6 +203,7 @@ def run_steps(
 
     `kept` goes into every checkpoint: the scores so far, the best one and where its weights are, and the seconds that
     training stood still for each checkpoint. A step's line in `metrics.jsonl` says so of the checkpoint before it.
+    All checkpoints are whole when this returns.
     """
     recipe, total = state.recipe, len(state.steps)
     rule = EarlyStop(recipe.early_stop, kept["scores"]) if recipe.early_stop else None
@@ -214,6 +219,7 @@ def run_steps(
         while done_steps < total and not (rule and rule.stopped):
             values = run_step(state, engine, done_steps, stream) | last_save
             done_steps, last_save = values["step"], {}
+            checkpoints.watch()
             if rule and validation and (done_steps % rule.config.every_steps == 0 or done_steps == total):
                 score = validation.score(engine)
                 values |= {f"val_{name}": value for name, value in score.items()}
@@ -234,9 +240,15 @@ def run_steps(
                 if writer is not None:
                     writer.checkpoint_written(seconds)
                     print(
-                        f"fold {state.number}: checkpoint of step {done_steps}, {seconds:.1f} s", flush=True
+                        f"fold {state.number}: checkpoint of step {done_steps}, training stood still for {seconds:.1f} s",
+                        flush=True,
                     )
+        started = time.monotonic()
+        checkpoints.wait()
+        if kept["saves"]:
+            kept["saves"][-1] += time.monotonic() - started
     finally:
+        checkpoints.leave()
         stream.close()
         if writer is not None:
             writer.__exit__(None, None, None)

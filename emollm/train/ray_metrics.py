@@ -21,5 +21,7 @@ METRICS: dict[str, Metric] = {
     ),
     "emollm_train_steps_total": Metric("counter", "Optimizer steps done since this process began", _TAGS),
     "emollm_train_rows_total": Metric("counter", "Rows of EmoBench learned from, over all workers", _TAGS),
-    "emollm_train_checkpoint_seconds": Metric("histogram", "Time that writing a checkpoint took", _TAGS),
+    "emollm_train_checkpoint_seconds": Metric(
+        "histogram", "Time that training stood still for a checkpoint", _TAGS
+    ),
 }

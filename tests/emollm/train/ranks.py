@@ -165,7 +165,7 @@ def _befall(fault: Fault) -> None:
         if fault.kind == "write":
             Path(path).write_bytes(half)
             os.kill(os.getpid(), signal.SIGKILL)
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that a write fails, as on a full disk
+        # Python ignores the signal that comes with it, so a write fails as on a full disk.
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(half), resource.RLIM_INFINITY))
         try:
             save(value, path, *arguments, **named)

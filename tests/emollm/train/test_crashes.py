@@ -56,7 +56,8 @@ def test_killed_in_every_way_it_ends_with_the_same_bits(
     for fault, rank in (("write", 1), ("metadata", 0)):
         group = again(fault, rank, 12)
         assert group.end()[rank] == KILLED
-        assert whole() == kept and len(curve(out)) == 12
+        # Training goes on while it is written, but not beyond the next checkpoint, which waits for it.
+        assert whole() == kept and 12 <= len(curve(out)) <= 16
     assert (folder / "step-000012").is_dir(), "the parts that rank 0 left, which could not clean up"
 
     # No room for the next checkpoint: nothing half is left behind, nothing old is gone.
