@@ -16,6 +16,11 @@ MODULES = {
     "build-videos": "tests.benchmarks.build_videos",
     "rebuild": "tests.benchmarks.rebuild",
     "build-scale": "tests.benchmarks.build_scale",
+    "train-step": "tests.benchmarks.train_step",
+    "train-overhead": "tests.benchmarks.train_overhead",
+    "checkpoint": "tests.benchmarks.checkpoint",
+    "mvp-cost": "tests.benchmarks.mvp_cost",
+    "evaluate": "tests.benchmarks.evaluate",
 }
 
 
