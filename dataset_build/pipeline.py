@@ -36,6 +36,7 @@ from dataset_build import (
     splits,
     storage,
     write,
+    written,
 )
 from dataset_build.decide import Decision
 from dataset_build.errors import BuildError, StorageError
@@ -98,15 +99,19 @@ def build(recipe: BuildRecipe, workers: int | None = None) -> dict[str, Any]:
             made.records, gather.count(found.rejects, "source", "reason"), recipe.reject_budget, found.rejects
         )
         decision = decide.decide(recipe, found.index)
-        files |= _write_samples(recipe, found, decision, out, workers)
+        tasks = _write_tasks(recipe, found, decision, out)
+        earlier = written.Written(out, work)
+        there = {task["path"]: entry for task in tasks if (entry := earlier.still_there(task))}
+        files |= there | _write_samples([task for task in tasks if task["path"] not in there], workers)
         files |= _write_decision(recipe, found.index, decision, out)
         files |= rewriting.write_table(out, rewritten)
         counts = _ledger(made, found, decision)
         done = manifest.make(recipe, digest, counts, files, decision.places)
         _remove_strangers(out, files)
-        problems = _read_back(out, done, workers)
+        problems = _read_back(out, done, workers, there)
     if problems:
         raise BuildError("the written files do not verify:\n  " + "\n  ".join(problems[:20]))
+    earlier.remember(tasks, files)
     card.write(out, done)
     storage.write_json(f"{out}/manifest.json", done)
     plan.prune(work, made.shards)
@@ -205,10 +210,8 @@ def convert_shard(task: dict[str, Any]) -> dict[str, Any]:
 # --- write -----------------------------------------------------------------------------------------------------------
 
 
-def _write_samples(
-    recipe: BuildRecipe, found: Gathered, decision: Decision, out: str, workers: int | None
-) -> dict[str, Any]:
-    """Write every kept row, in the order of its annotation, to OUT/<split>/<source>-NNNNN.parquet."""
+def _write_tasks(recipe: BuildRecipe, found: Gathered, decision: Decision, out: str) -> list[dict[str, Any]]:
+    """One task a sample file: every kept row, in the order of its annotation, in OUT/<split>/<source>-NNNNN.parquet."""
     import numpy as np
 
     index, places = found.index, decision.places
@@ -222,9 +225,14 @@ def _write_samples(
         for number, part in enumerate(write.cut_files(index.n_bytes[rows].tolist(), recipe.rows_per_file)):
             path = f"{schema.SPLITS[split]}/{name}-{number:05d}.parquet"
             tasks.append({"out": out, "path": path, "parts": _parts(found, places, rows[part])})
+    return sorted(tasks, key=lambda task: task["path"])
+
+
+def _write_samples(tasks: Sequence[dict[str, Any]], workers: int | None) -> dict[str, Any]:
+    """Write the files of these tasks; returns the manifest's entry of each."""
     files = {}
     with Progress("writing", len(tasks), "files") as progress:
-        for result in _run_tasks(write_file, sorted(tasks, key=lambda task: task["path"]), workers):
+        for result in _run_tasks(write_file, tasks, workers):
             files[result.pop("path")] = result
             progress.advance()
     return files
@@ -251,16 +259,16 @@ def write_file(task: dict[str, Any]) -> dict[str, Any]:
     return {"path": task["path"], **write.write_samples(path, split, parts)}
 
 
-def _read_back(out: str, done: dict[str, Any], workers: int | None) -> list[str]:
-    """What is wrong with the written files: see `manifest.content_problems`."""
+def _read_back(out: str, done: dict[str, Any], workers: int | None, there: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the written files, of which those of `there` are as they were: `manifest.content_problems`."""
 
     def in_parallel(
         function: Callable[[dict[str, Any]], dict[str, Any]], tasks: Sequence[dict[str, Any]]
     ) -> Iterator[dict[str, Any]]:
         return _run_tasks(function, tasks, workers)
 
-    small = sum(file["bytes"] for file in done["files"].values()) < _READ_HERE_BYTES
-    return manifest.content_problems(out, done, map if small else in_parallel)
+    size = sum(entry["bytes"] for path, entry in done["files"].items() if path not in there)
+    return manifest.content_problems(out, done, map if size < _READ_HERE_BYTES else in_parallel, set(there))
 
 
 def _write_decision(recipe: BuildRecipe, index: Index, decision: Decision, out: str) -> dict[str, Any]:

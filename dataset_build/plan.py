@@ -30,6 +30,7 @@ _NOT_CONVERSION = tuple(
         "__main__.py", "card.py", "card_counts.py", "card_losses.py", "card_plots.py", "markdown.py", "plots.py", "dedup.py", "ledger.py", "manifest.py", "pipeline.py", "plan.py", "progress.py",
         "provenance.py", "catalogue.py", "recipe.py", "recipe_file.py", "recipes/", "rewriting.py", "check.py", "sources/", "splits.py", "storage.py", "write.py", "errors.py",
         "decide.py", "dry.py", "gather.py", "index.py", "leakage.py", "near.py", "reject_log.py", "verify_rows.py",
+        "written.py",
         "s3.py", "roots.py", "export.py", "exports/",
     )
 )  # fmt: skip

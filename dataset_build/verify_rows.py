@@ -5,25 +5,29 @@ from __future__ import annotations
 import array
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from dataset_build import gather, media, schema, storage
 
+# The columns that are read where media are not.
+_WITHOUT_MEDIA = ["uid", "source", "sub_task", "split", "fold", "messages", "options", "answer", "group_keys"]
 Task = dict[str, Any]
 Run = Callable[[Callable[[Task], dict[str, Any]], Sequence[Task]], Iterable[dict[str, Any]]]
 
 
-def problems(out: str, content: dict[str, Any], run: Run = map) -> list[str]:
+def problems(out: str, content: dict[str, Any], run: Run = map, unchanged: Collection[str] = ()) -> list[str]:
     """What is wrong, row by row; memory grows with uids (8 bytes each) and drawn groups only, as digests.
 
-    Files are read independently of each other: `run` may do so in other processes, and in any order.
+    Files are read independently of each other: `run` may do so in other processes, and in any order. Media of files
+    that are `unchanged` since they were last read are not opened.
     """
     tasks = [
         {
             "out": out,
             "path": path,
             "rows": entry["rows"],
+            "media": path not in unchanged,
             "fold_val": content["recipe"]["splits"].get("fold_val", False),
             # A source's own split or folds may tear groups apart: leakage.json says so.
             "group_keys": {
@@ -66,7 +70,7 @@ def read_file(task: Task) -> dict[str, Any]:
     kept: Counter[tuple[str, str]] = Counter()
     uids: list[int] = []
     groups: dict[int, list[Any]] = {}
-    for row in _rows(storage.join(task["out"], path), found):
+    for row in _rows(storage.join(task["out"], path), task["media"], found):
         kept[row["source"], row["split"]] += 1
         uids.append(_digest(row["uid"]))
         found += [
@@ -118,7 +122,7 @@ def _repeated(out: str, content: dict[str, Any], seen: array.array[int]) -> list
     return found
 
 
-def _rows(full: str, found: list[str]) -> Iterator[dict[str, Any]]:
+def _rows(full: str, media: bool, found: list[str]) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     with storage.open_read(full) as stream:
@@ -126,7 +130,8 @@ def _rows(full: str, found: list[str]) -> Iterator[dict[str, Any]]:
         if not file.schema_arrow.equals(schema.sample_schema()):
             found.append(f"{full}: its columns are not those of schema version {schema.SCHEMA_VERSION}")
             return
-        for batch in file.iter_batches(batch_size=32):
+        columns = None if media else [*_WITHOUT_MEDIA, "media.list.element.kind"]
+        for batch in file.iter_batches(batch_size=32 if media else 1024, columns=columns):
             yield from batch.to_pylist()
 
 
@@ -145,7 +150,7 @@ def _row_problems(row: dict[str, Any], split: str, fold_val: bool) -> Iterator[s
         if text.count(placeholder) != expected:
             yield f"{text.count(placeholder)} {placeholder} in the message for {expected} media"
     for medium in row["media"]:
-        if medium["kind"] == "audio":
+        if medium["kind"] == "audio" or "data" not in medium:
             continue
         for data in medium["data"]:
             try:

@@ -28,7 +28,7 @@ CHANGED = "fi"
 def sides(size: Size, folder: Path) -> tuple[Side, list[Side]]:
     count = COUNTS[size]
     megapixels = (0.1, 0.3) if size == "smoke" else pictures.MEGAPIXELS
-    shown = pictures.tree(harness.CACHE / "pictures", 11 * count, seed=3, megapixels=megapixels)
+    shown = pictures.tree(harness.CACHE / "pictures", 11 * count, megapixels=megapixels)
     trees = folder / "trees"
     if not (trees / "complete").exists():
         shutil.rmtree(trees, ignore_errors=True)
