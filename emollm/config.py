@@ -228,7 +228,7 @@ class CheckpointConfig(Component):
     keep: int = Field(default=2, ge=2, description="whole checkpoints kept; two, so that one can be damaged")
     background: bool = Field(
         default=True,
-        description="write while training goes on, which takes memory for one copy of what a worker writes",
+        description="write while training goes on, which keeps memory for one copy of what a worker writes",
     )
 
 

@@ -28,57 +28,65 @@ from emollm.train.deepspeed import group_device
 GRACE_S = 5.0
 
 
+# Memory of copies that are written, by shape and type, for the next checkpoint to copy into: fresh memory takes the system
+# as long to hand out as the copying itself.
+Buffers = dict[tuple[torch.Size, torch.dtype], list[torch.Tensor]]
+
+
 class Captured:
     """Stands in for DeepSpeed's checkpoint writer during one save: keeps a copy of what each file is to hold."""
 
-    def __init__(self, writer: Any) -> None:
-        self.writer = writer
+    def __init__(self, writer: Any, buffers: Buffers) -> None:
+        self.writer, self.buffers = writer, buffers
         self.files: list[tuple[Any, Path]] = []
+        self._copies: list[torch.Tensor] = []
 
     def save(self, state_dict: Any, path: str) -> None:
-        self.files.append((copied(state_dict, {}), Path(path)))
+        self.files.append((self._copied(state_dict, {}), Path(path)))
 
     def write(self) -> dict[str, str]:
-        """Write the files, freeing each copy; their digests by name."""
+        """Write the files; their digests by name. The memory of the copies can be used again afterwards."""
         digests = {}
-        while self.files:
-            state, path = self.files.pop(0)
+        for state, path in self.files:
             self.writer.save(state, str(path))
-            del state
             digests[path.name] = sha256_of_file(str(path))
+        self.files = []
+        while self._copies:
+            free = self._copies.pop()
+            self.buffers.setdefault((free.shape, free.dtype), []).append(free)
         return digests
+
+    def _copied(self, value: Any, known: dict[Any, torch.Tensor]) -> Any:
+        """`value` with its tensors copied to memory of their own on the CPU; tensors that are the same place stay one.
+
+        `known` are the copies by place, valid while the state keeps its tensors where they are: for one file. Containers
+        are made anew. Whatever else a state holds (numbers, shapes, the config) is not changed by later steps.
+        """
+        if isinstance(value, torch.Tensor):
+            return self._copy_of(value.detach(), known)
+        if isinstance(value, dict):
+            made = copy.copy(value)
+            for key, one in value.items():
+                made[key] = self._copied(one, known)
+            return made
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*(self._copied(one, known) for one in value))
+        if type(value) in (list, tuple):
+            return type(value)(self._copied(one, known) for one in value)
+        return value
+
+    def _copy_of(self, tensor: torch.Tensor, known: dict[Any, torch.Tensor]) -> torch.Tensor:
+        start = tensor.untyped_storage().data_ptr()
+        place = (tensor.device, start, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
+        if place not in known:
+            free = self.buffers.get((tensor.shape, tensor.dtype))
+            buffer = free.pop() if free else torch.empty(tensor.shape, dtype=tensor.dtype)
+            known[place] = buffer.copy_(tensor)
+            self._copies.append(known[place])
+        return known[place]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.writer, name)
-
-
-def copied(value: Any, known: dict[Any, torch.Tensor]) -> Any:
-    """`value` with its tensors copied to memory of their own on the CPU; tensors that are the same place stay one.
-
-    Containers are made anew. Whatever else a state holds (numbers, shapes, the config) is not changed by later steps.
-    """
-    if isinstance(value, torch.Tensor):
-        place = (
-            value.device,
-            value.untyped_storage().data_ptr(),
-            value.storage_offset(),
-            value.shape,
-            value.stride(),
-            value.dtype,
-        )
-        if place not in known:
-            known[place] = value.detach().to("cpu", copy=True)
-        return known[place]
-    if isinstance(value, dict):
-        made = copy.copy(value)
-        for key, one in value.items():
-            made[key] = copied(one, known)
-        return made
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(copied(one, known) for one in value))
-    if type(value) in (list, tuple):
-        return type(value)(copied(one, known) for one in value)
-    return value
 
 
 class Writing:

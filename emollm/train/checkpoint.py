@@ -28,7 +28,7 @@ from torch import Tensor
 from dataset_build import storage
 from dataset_build.progress import data_size
 from dataset_build.provenance import sha256_of_file
-from emollm.train.background import GRACE_S, Captured, Writing
+from emollm.train.background import GRACE_S, Buffers, Captured, Writing
 from emollm.train.deepspeed import load_universal, to_universal
 from emollm.train.resume import METADATA, CheckpointError, Resume, other_world_size
 
@@ -56,6 +56,7 @@ class Checkpoints:
         self.folder, self.inputs_digest, self.keep, self.resume = folder, inputs_digest, keep, resume
         self.background = background
         self._writing: Writing | None = None
+        self._buffers: Buffers = {}
 
     def save(self, engine: Any, step: int, kept: dict[str, Any]) -> float:
         """Begin the checkpoint of `step` finished steps; the seconds that training stood still. Every rank calls this.
@@ -70,7 +71,7 @@ class Checkpoints:
         if dist.get_rank() == 0:
             shutil.rmtree(path, ignore_errors=True)
         dist.barrier()
-        captured = Captured(engine.checkpoint_engine)
+        captured = Captured(engine.checkpoint_engine, self._buffers)
         engine.checkpoint_engine = captured
         try:
             with disk_trouble(self.folder):
