@@ -174,16 +174,9 @@ def test_the_prefect_server_may_be_killed_and_started_again(built: House) -> Non
 @pytest.mark.parametrize("step", ["build", "train", "evaluate"])
 def test_a_ray_node_may_die(step: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     house: House = request.getfixturevalue({"build": "house", "train": "built", "evaluate": "trained"}[step])
-    assert house.services.ray
-    nodes: list[Process] = []
-    with house.held(leave=0, log=tmp_path / "holder.log"), ExitStack() as at_the_end:
-        for n in range(2):
-            log = tmp_path / f"node-{n}.log"
-            nodes.append(
-                servers.start_ray_node(house.services.ray, log, cpus=2, object_store_bytes=100 << 20)
-            )
-            at_the_end.callback(servers.end, nodes[-1])
-        house.wait_for_nodes(3)
+    with house.held(leave=0, log=tmp_path / "holder.log"), ExitStack() as stack:
+        logs = [tmp_path / "second.log", tmp_path / "third.log"]
+        nodes = [stack.enter_context(house.node(log, cpus=2)) for log in logs]
         run = house.start(step, force=True)
         house.wait_for_driver(step)
         for process in servers.family(wait_for_a_busy_node(nodes, 90)):

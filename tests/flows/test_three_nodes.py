@@ -108,15 +108,11 @@ def test_three_nodes_with_storage_on_s3_give_the_data_the_model_and_the_scores_o
     one: dict[str, Any] = storage.read_json(f"{registry}/{champion['evaluation']}/results.json")
 
     assert house.services.ray
-    head = house.services.ray
-    nodes = {"head": head.process}
+    nodes = {"head": house.services.ray.process}
     # One free CPU on each node: the two workers of a training or an evaluation cannot be on the same one.
-    with house.held(leave=1, log=tmp_path / "holder.log"), ExitStack() as at_the_end:
+    with house.held(leave=1, log=tmp_path / "holder.log"), ExitStack() as stack:
         for name in ("second", "third"):
-            log = tmp_path / f"{name}.log"
-            nodes[name] = servers.start_ray_node(head, log, cpus=1, object_store_bytes=100 << 20)
-            at_the_end.callback(servers.end, nodes[name])
-        house.wait_for_nodes(3)
+            nodes[name] = stack.enter_context(house.node(tmp_path / f"{name}.log", cpus=1))
         for step, parameters in (
             ("build", {"overrides": build("three")}),
             ("train", {"overrides": train("three")}),
