@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from emollm.config import TrainRecipe, load_recipe
-from emollm.evaluate import metrics
+from emollm.evaluate import statistics
 from emollm.evaluate.results import evaluate
 from emollm.train.resume import Resume
 from emollm.train.run import train
@@ -107,8 +107,8 @@ def scores(folders: list[Path]) -> dict[str, dict[str, tuple[float, str]]]:
     }
 
 
-def interval(values: list[float], groups: list[str]) -> metrics.Interval:
-    return metrics.bootstrap_interval(values, metrics.cluster_ids(groups), DRAWS, seed=0)
+def interval(values: list[float], groups: list[str]) -> statistics.Interval:
+    return statistics.bootstrap_interval(values, statistics.cluster_ids(groups), DRAWS, seed=0)
 
 
 def table(out: Path, variants: list[str], seeds: list[int]) -> str:
