@@ -160,9 +160,7 @@ class TuneConfig(Component):
     activation_checkpointing: bool = Field(
         default=False, description="compute activations again in the backward pass instead of keeping them"
     )
-    log_every: int = Field(
-        default=2, ge=1, description="steps between two log lines, and at least between two reports to Ray"
-    )
+    log_every: int = Field(default=2, ge=1, description="steps between two log lines (and reports to Ray)")
 
 
 class LoaderConfig(Component):
@@ -226,10 +224,7 @@ class WorkersConfig(Component):
 class CheckpointConfig(Component):
     every_steps: int = Field(default=15, ge=1)
     keep: int = Field(default=2, ge=2, description="whole checkpoints kept; two, so that one can be damaged")
-    background: bool = Field(
-        default=True,
-        description="write while training goes on, which keeps memory for one copy of what a worker writes",
-    )
+    background: bool = Field(default=True, description="write while training goes on, from a copy in memory")
 
 
 class EarlyStopConfig(Component):
