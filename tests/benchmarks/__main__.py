@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 from pathlib import Path
 
@@ -51,6 +52,8 @@ def main() -> int:
             parser.error(f"no benchmark is called {name!r}; there are {', '.join(MODULES)}")
     if options.pairs is not None and options.pairs < 1:
         parser.error("--pairs wants at least 1")
+    # A side has a session of its own: ended from outside, this process has to end it, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     names = options.names or list(MODULES)
     if options.list:
         for name in names:
