@@ -7,11 +7,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-_CODES = "Exit codes: 0 done, 1 a problem with the data, 2 a problem with the command or the recipe."
+_CODES = "Exit codes: 0 done, 1 a problem with the data or their store, 2 a problem with the command or the recipe."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; 0 done, 1 a problem with the data, 2 a problem with the command or recipe."""
+    """Run a command; 0 done, 1 a problem with the data or their store, 2 a problem with the command or recipe."""
     options = _parser().parse_args(arguments)
     from dataset_build.errors import UsageError
 

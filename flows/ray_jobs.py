@@ -315,7 +315,7 @@ def _explain(client: JobSubmissionClient, job: JobDetails, redact: Callable[[str
     except Exception:
         text = job.message or ""
     lines = last_useful_lines(text) or [job.message or "it left no log"]
-    codes = {1: " (a problem with the data)", 2: " (a problem with the recipe or the command)"}
+    codes = {1: " (a problem with the data or their store)", 2: " (a problem with the recipe or the command)"}
     code = job.driver_exit_code
     ending = f"failed with exit code {code}{codes.get(code, '')}" if code is not None else "failed"
     if code is not None and code < 0:

@@ -162,7 +162,7 @@ def test_every_command_shows_examples():
         assert examples and all(
             shlex.split(line)[:4] == ["python", "-m", "dataset_build", command] for line in examples
         )
-        assert "Exit codes: 0 done, 1 a problem with the data, 2" in done.stdout
+        assert "Exit codes: 0 done, 1 a problem with the data or their store, 2" in done.stdout
 
 
 def test_a_reader_that_stops_early_gets_no_traceback(tmp_path):

@@ -140,7 +140,7 @@ def test_a_failed_job_explains_itself_and_the_next_start_is_attempt_two(
         ray_jobs.follow(client, task.name, say=print, deadline_s=60)
     message = str(caught.value)
     assert "12 of 300 rows rejected, over the budget of 1 %" in message
-    assert "exit code 1 (a problem with the data)" in message
+    assert "exit code 1 (a problem with the data or their store)" in message
     assert "reading rows" not in message  # progress explains nothing
     assert caught.value.exit_code == 1 and type(caught.value) is JobFailed
     assert ray_jobs.submit_or_attach(client, task, lambda: True).job_id == "fail-test-0000-a2"
