@@ -142,8 +142,9 @@ def test_records_are_added_to_those_of_earlier_runs_and_name_no_host(tmp_path):
     records = json.loads(text)["benchmarks"]
     assert len(records) == 2 and records[0]["machine"]["cores"] >= 1 and records[0]["values_peer"] == [10 / 3]
     assert not platform.node() or platform.node() not in text
-    row = harness.table(records).splitlines()[2]
+    row = harness.table([{**records[0], "size": "normal"}]).splitlines()[2]
     assert row == "| b | units/s | 10 | b | 3.333 | 3 (3–3) | ≥ 2 | yes |"
+    assert records[0]["size"] == "smoke" and harness.table(records).splitlines()[2].endswith("| ≥ 2 | – |")
 
 
 def test_every_benchmark_module_is_on_the_list_and_every_name_is_its_own():
