@@ -104,4 +104,4 @@ def test_the_walk_through_runs_in_an_empty_folder(tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     assert (tmp_path / "emobench" / "manifest.json").is_file()
-    assert (tmp_path / "model" / "evaluation" / "report.html").is_file()
+    assert (tmp_path / "evaluation" / "report.html").is_file()
