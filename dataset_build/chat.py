@@ -95,6 +95,10 @@ class ChatClient:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Send nothing more, and let go of the connections."""
         self.stop()
         self._client.close()
 

@@ -7,7 +7,6 @@ would give the same bytes. Only for builds into a folder: in a store, finding th
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -26,7 +25,7 @@ class Written:
         self._common = [
             schema.SCHEMA_VERSION,
             provenance.code_digest(["dataset_build"]),
-            importlib.metadata.version("pyarrow"),
+            provenance.library_versions(["pyarrow"]),
         ]
         self._known: dict[str, dict[str, Any]] = {}
         if not storage.is_remote(out) and storage.exists(self._path):

@@ -133,7 +133,7 @@ class Endpoint:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.client.__exit__()
+        self.client.close()
 
     def stop(self) -> None:
         """Send nothing more."""

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dataset_build import storage
-from dataset_build.provenance import sha256_of_bytes, sha256_of_file, sha256_of_json
+from dataset_build.provenance import sha256_of_bytes, sha256_of_json
 from dataset_build.schema import SPLITS
 from emollm.data import folds
+from emollm.data.emobench import DataError, DataFile, check_bytes
 
 _LIGHT_COLUMNS = [
     "uid",
@@ -97,11 +98,12 @@ def read_rows(data: str, manifest: dict[str, Any]) -> list[Row]:
     for path in sorted(
         name for name in manifest["files"] if name.split("/")[0] in SPLITS and name.endswith(".parquet")
     ):
-        found = _read_file(data, path, n_folds, manifest["files"][path]["sha256"])
-        expected = manifest["files"][path]["rows"]
-        if len(found) != expected:
+        entry = manifest["files"][path]
+        file = DataFile(path, entry["rows"], entry["sha256"], entry.get("bytes", 0))
+        found = _read_file(data, file, n_folds)
+        if len(found) != file.rows:
             raise EvaluationError(
-                f"{data}/{path}: {len(found)} rows, the manifest says {expected}; build it again"
+                f"{data}/{path}: {len(found)} rows, the manifest says {file.rows}; build it again"
             )
         rows += found
     uid, count = next(iter(Counter(row.uid for row in rows).most_common(1)), ("", 0))
@@ -110,18 +112,16 @@ def read_rows(data: str, manifest: dict[str, Any]) -> list[Row]:
     return rows
 
 
-def _read_file(data: str, path: str, n_folds: dict[str, int], sha256: str) -> list[Row]:
+def _read_file(data: str, file: DataFile, n_folds: dict[str, int]) -> list[Row]:
     import pyarrow.parquet as pq
 
-    full = storage.join(data, path)
+    full, path = storage.join(data, file.path), file.path
+    try:
+        check_bytes(data, file)
+    except DataError as error:
+        raise EvaluationError(str(error)) from None
     if not storage.exists(full):
         raise EvaluationError(f"{full} is in the manifest, but not there; build EmoBench again")
-    # Pixels can be damaged in a file that Arrow reads without a word. A file in S3 is not read whole for it.
-    if not storage.is_remote(full) and (digest := sha256_of_file(full)) != sha256:
-        raise EvaluationError(
-            f"{full}: its bytes are not those of the manifest (digest {digest[:12]} instead of {sha256[:12]}); build "
-            "EmoBench again"
-        )
     with storage.open_read(full) as stream:
         values = pq.ParquetFile(stream).read(columns=_LIGHT_COLUMNS).to_pylist()
     return [_row(value, path, index, n_folds) for index, value in enumerate(values)]

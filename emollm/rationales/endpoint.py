@@ -101,7 +101,7 @@ class EndpointTeacher:
     def __exit__(self, *_: object) -> None:
         self.client.stop()  # on Ctrl-C, what waits is not sent any more
         self.pool.shutdown(cancel_futures=True)
-        self.client.__exit__()
+        self.client.close()
 
     def write(self, samples: Sequence[dict[str, Any]]) -> list[Written]:
         return self._each(self._write, [(sample,) for sample in samples])

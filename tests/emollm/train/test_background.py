@@ -44,10 +44,6 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     go.set()
 
 
-def weights(engine: Any) -> dict[str, torch.Tensor]:
-    return trained_state(engine)
-
-
 def change(engine: Any) -> None:
     """What a later step does to the state, in place."""
     for group in engine.optimizer.single_partition_of_fp32_groups:
@@ -65,7 +61,7 @@ def test_it_holds_the_state_of_its_step(engine: Any, held: threading.Event, tmp_
     checkpoints = Checkpoints(tmp_path, "d", 2, ONLY_THE_SAME)
     kept = {**KEPT, "scores": [1]}
     checkpoints.save(engine, 3, kept)
-    before = weights(engine)
+    before = trained_state(engine)
     change(engine)
     kept["scores"].append(2)
     checkpoints.watch()
@@ -74,9 +70,9 @@ def test_it_holds_the_state_of_its_step(engine: Any, held: threading.Event, tmp_
     checkpoints.wait()
     found = checkpoints.newest_whole()
     assert found is not None and found.step == 3 and found.kept["scores"] == [1]
-    assert not torch.equal(weights(engine)[min(before)], before[min(before)])
+    assert not torch.equal(trained_state(engine)[min(before)], before[min(before)])
     checkpoints.load(engine, found)
-    assert all(torch.equal(value, before[name]) for name, value in weights(engine).items())
+    assert all(torch.equal(value, before[name]) for name, value in trained_state(engine).items())
 
 
 def in_a_thread(call: Callable[[], Any]) -> threading.Thread:
