@@ -1,4 +1,4 @@
-"""Virtual environments of the peers: tests/benchmarks/peers/NAME/requirements.txt, installed under .local/bench/NAME.
+"""Virtual environments of the peers: tests/benchmarks/peers/NAME/requirements.txt, installed under .local/bench/peers/NAME.
 
 A peer gets an environment of its own, so that what it pins never meets what we pin. A package that our own environment
 has already (`datasets`, transformers, deepspeed) needs none: its side runs with the project's own Python.
