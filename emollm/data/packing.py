@@ -1,7 +1,7 @@
 """Several samples in one sequence, none of which sees another.
 
-First-fit from known lengths; positions start again at 0 for every sample and the attention mask is block-diagonal, so
-a packed sample has the logits and the loss it has alone.
+First-fit from known lengths; positions start again at 0 for every sample and the model attends to one at a time
+(`emollm.model.packed_attention`), so a packed sample has the logits and the loss it has alone.
 
 Shape suffixes: B packed sequences, T tokens of the longest one.
 """
@@ -9,9 +9,9 @@ Shape suffixes: B packed sequences, T tokens of the longest one.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from emollm.data.collate import Encoded
 from emollm.data.masking import IGNORED
@@ -63,39 +63,32 @@ def even_fit(
     return bins
 
 
-def pack(rows: Sequence[Encoded], bins: Sequence[Sequence[int]], pad_id: int) -> dict[str, Tensor]:
-    """One batch with a sequence a bin: input_ids, labels (B, T), position_ids (B, T) or (3, B, T), attention_mask
-    (B, 1, T, T) boolean.
+def pack(rows: Sequence[Encoded], bins: Sequence[Sequence[int]], pad_id: int) -> dict[str, Any]:
+    """One batch with a sequence a bin: input_ids, labels (B, T), position_ids (B, T) or (3, B, T), and `segments`: for
+    each sequence the lengths of its rows, in order.
 
-    Pictures belong in the order of the bins, then of the rows in them. Padding attends to itself alone, so no row of
-    the mask is empty.
+    Pictures belong in the order of the bins, then of the rows in them. Padding lies behind the last row of a sequence.
     """
-    longest = max(sum(len(rows[i].input_ids) for i in one) for one in bins)
-    shape = (len(bins), longest)
+    segments = [[len(rows[i].input_ids) for i in one] for one in bins]
+    shape = (len(bins), max(map(sum, segments)))
     input_ids_BT = torch.full(shape, pad_id)
     labels_BT = torch.full(shape, IGNORED)
     # (1, B, T), or (3, B, T) where a foundation counts time, rows and columns
     axes = 3 if any(row.positions for row in rows) else 1
     position_ids_3BT = torch.zeros((axes, *shape), dtype=torch.long)
-    segment_BT = -torch.arange(1, longest + 1).repeat(
-        len(bins), 1
-    )  # padding: a segment of its own for each place
     for number, one in enumerate(bins):
         start = 0
-        for segment, i in enumerate(one):
+        for i in one:
             end = start + len(rows[i].input_ids)
             input_ids_BT[number, start:end] = torch.tensor(rows[i].input_ids)
             labels_BT[number, start:end] = torch.tensor(rows[i].labels)
             position_ids_3BT[:, number, start:end] = torch.tensor(
                 rows[i].positions or [list(range(end - start))]
             )
-            segment_BT[number, start:end] = segment
             start = end
-    same_BTT = segment_BT.unsqueeze(2) == segment_BT.unsqueeze(1)
-    causal_TT = torch.ones(longest, longest, dtype=torch.bool).tril()
     return {
         "input_ids": input_ids_BT,
         "labels": labels_BT,
         "position_ids": position_ids_3BT if axes == 3 else position_ids_3BT[0],
-        "attention_mask": (same_BTT & causal_TT).unsqueeze(1),
+        "segments": segments,
     }

@@ -22,6 +22,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from emollm.config import FOUNDATION_PARTS
 from emollm.model.light import TRAINED_FILE, find_foundation, load_trained
 from emollm.model.lora import merge_lora
+from emollm.model.packed_attention import Segments, mask_beside
 from emollm.model.projector import ContentPerspective, RelationPerspective
 
 IGNORED = -100  # a label that carries no loss
@@ -94,6 +95,7 @@ class EmoLLMBase(PreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor,
         supervised_only: bool,
         num_items_in_batch: Tensor | int | None,
+        segments: Segments | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """The language model over embedded tokens (B, T, L), and the loss. See `forward`."""
@@ -101,6 +103,11 @@ class EmoLLMBase(PreTrainedModel, GenerationMixin):
         if attention_mask is not None and plain_mask and position_ids is None and past_key_values is None:
             # So that left padding gives the logits of right padding.
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        if segments is not None:
+            if attention_mask is not None or position_ids is None or past_key_values is not None:
+                raise ValueError("segments come with position_ids, without attention_mask or past_key_values")
+            attention_mask = mask_beside(segments, self.get_decoder(), inputs_embeds)
+            kwargs, use_cache = {**kwargs, "segments": segments}, False
         if supervised_only and labels is None:
             raise ValueError("supervised_only=True needs labels")
         outputs = self.get_decoder()(

@@ -174,7 +174,8 @@ class EmoLLM(EmoLLMBase):
         `pixel_values` (N, 3, side, side) holds all pictures and frames of the batch in order of appearance, or
         `patches` (N, P, D) their features. `media_frames` has one entry a medium: 0 for a still picture, n for a video
         of n frames; None means stills only. `sounds` are those of the batch in order, or `heard` (A, K, D) their pooled
-        frames. `attention_mask` is (B, T), or (B, 1, T, T) and boolean for packed rows.
+        frames. `attention_mask` is (B, T). Packed rows come with `segments` in its place: for each sequence the lengths
+        of its rows, in order, each of which attends to itself alone; their `position_ids` start again at 0.
         With `supervised_only` the logits are those that predict a supervised token, (S, V), and no others are
         computed. `num_items_in_batch` divides the loss in place of the number of supervised tokens of this batch.
         Raises MediaMismatchError where pictures and places differ.

@@ -244,7 +244,7 @@ def make_batch(state: Fold, numbers: Sequence[int], encoded: Sequence[Encoded]) 
         [state.index.pictures[number] for number in numbers],
         tune.pack_pictures,
     )
-    batch: dict[str, Any] = pack(encoded, bins, state.processor.pad_id)
+    batch = pack(encoded, bins, state.processor.pad_id)
     order = [i for one in bins for i in one]
     found = [state.features_of(numbers[i], encoded[i]) for i in order]
     if patches := [features.patches for features in found if features.patches is not None]:
