@@ -7,8 +7,6 @@ columns are ever held for the whole set; pictures travel inside one shard or one
 from __future__ import annotations
 
 import dataclasses
-import json
-import logging
 import os
 import re
 from collections import Counter
@@ -29,6 +27,7 @@ from dataset_build import (
     media,
     plan,
     ray_local,
+    ray_tasks,
     rewriting,
     roots,
     schema,
@@ -48,12 +47,8 @@ from dataset_build.ray_metrics import METRICS
 from dataset_build.recipe import BuildRecipe, MediaSettings, inputs_digest
 from dataset_build.schema import Reject
 
-# Heap of one conversion or write task, which Ray cannot see: one shard's media, decoded one at a time.
-_TASK_MEMORY = 512 << 20
 # Written files of so many bytes together are read back in this process: it takes half a second, as handing out does.
 _READ_HERE_BYTES = 32 << 20
-# The key of a task's result that says why a store (`s3://`) kept it from finishing.
-_STORE_FAILED = "store_failed"
 _SAMPLE_FILE = re.compile(rf"(?:{'|'.join(schema.SPLITS)})/[a-z0-9_]+-[0-9]{{5,}}\.parquet")
 
 
@@ -152,7 +147,7 @@ def _convert(
     metrics = ray_local.Metrics(METRICS, run=recipe.name)
     with Progress("converting", total, "rows", already=already) as progress:
         for done, result in enumerate(
-            _run_tasks(convert_shard, tasks, workers), start=len(shards) - len(pending) + 1
+            ray_tasks.run(convert_shard, tasks, workers), start=len(shards) - len(pending) + 1
         ):
             rejected += sum(result["rejected"].values())
             progress.advance(result["rows"], rejects=rejected)
@@ -232,7 +227,7 @@ def _write_samples(tasks: Sequence[dict[str, Any]], workers: int | None) -> dict
     """Write the files of these tasks; returns the manifest's entry of each."""
     files = {}
     with Progress("writing", len(tasks), "files") as progress:
-        for result in _run_tasks(write_file, tasks, workers):
+        for result in ray_tasks.run(write_file, tasks, workers):
             files[result.pop("path")] = result
             progress.advance()
     return files
@@ -265,7 +260,7 @@ def _read_back(out: str, done: dict[str, Any], workers: int | None, there: Mappi
     def in_parallel(
         function: Callable[[dict[str, Any]], dict[str, Any]], tasks: Sequence[dict[str, Any]]
     ) -> Iterator[dict[str, Any]]:
-        return _run_tasks(function, tasks, workers)
+        return ray_tasks.run(function, tasks, workers)
 
     size = sum(entry["bytes"] for path, entry in done["files"].items() if path not in there)
     return manifest.content_problems(out, done, map if size < _READ_HERE_BYTES else in_parallel, set(there))
@@ -306,52 +301,3 @@ def _remove_strangers(out: str, files: dict[str, Any]) -> None:
     for path in storage.list_files(out):
         if _SAMPLE_FILE.fullmatch(path) and path not in files:
             storage.remove(storage.join(out, path))
-
-
-# --- Ray -------------------------------------------------------------------------------------------------------------
-
-
-def _run_tasks(
-    function: Callable[[dict[str, Any]], dict[str, Any]], tasks: Sequence[dict[str, Any]], workers: int | None
-) -> Iterator[dict[str, Any]]:
-    """Run `function` on every task through Ray Data, yielding results as they come, in any order.
-
-    Raises StorageError where a store failed a task, with what the worker said.
-    """
-    if not tasks:
-        return
-    import ray.data
-
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plan and progress lines; ours are enough
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    texts = [{"task": json.dumps(task)} for task in tasks]
-    run_batch: Callable[..., Any] = _run_batch
-    dataset = ray.data.from_items(texts, override_num_blocks=len(texts)).map_batches(
-        run_batch,
-        fn_kwargs={"function": function},
-        batch_size=1,
-        batch_format="numpy",
-        num_cpus=1,
-        memory=_TASK_MEMORY,
-        compute=ray.data.TaskPoolStrategy(size=workers) if workers else None,
-    )
-    for row in dataset.iter_rows():
-        result = json.loads(row["result"])
-        if _STORE_FAILED in result:
-            raise StorageError(result[_STORE_FAILED])
-        yield result
-
-
-def _run_batch(
-    batch: dict[str, Any], function: Callable[[dict[str, Any]], dict[str, Any]]
-) -> dict[str, list[str]]:
-    results = []
-    for task in batch["task"]:
-        try:
-            results.append(function(json.loads(task)))
-        # As a result, so that it reaches the person without Ray's own traceback.
-        except StorageError as error:
-            results.append({_STORE_FAILED: str(error)})
-        except OSError as error:  # a full disk, a folder that may not be written to
-            results.append({_STORE_FAILED: f"{error}; mend that and start the same command again"})
-    return {"result": [json.dumps(result) for result in results]}

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
-import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -29,7 +28,7 @@ _NOT_CONVERSION = tuple(
     for name in (
         "__main__.py", "card.py", "card_counts.py", "card_losses.py", "card_plots.py", "markdown.py", "plots.py", "dedup.py", "ledger.py", "manifest.py", "pipeline.py", "plan.py", "progress.py",
         "provenance.py", "catalogue.py", "recipe.py", "recipe_file.py", "recipes/", "rewriting.py", "check.py", "sources/", "splits.py", "storage.py", "write.py", "errors.py",
-        "decide.py", "dry.py", "gather.py", "index.py", "leakage.py", "near.py", "reject_log.py", "verify_rows.py",
+        "decide.py", "dry.py", "gather.py", "index.py", "leakage.py", "near.py", "ray_tasks.py", "reject_log.py", "verify_rows.py",
         "written.py",
         "s3.py", "roots.py", "export.py", "exports/",
     )
@@ -100,10 +99,7 @@ def make(
         root = recipe.source_root(spec)
         records = _unique(_items(recipe, spec, plan), plan)
         with storage.snapshot(root) as taken:
-            for number in itertools.count():
-                batch = list(itertools.islice(records, recipe.shard_rows))
-                if not batch:
-                    break
+            for number, batch in enumerate(_batches(records, recipe)):
                 files = [[roots.fingerprint(root, taken, ref) for ref in record.media] for record in batch]
                 if watch:
                     for record, fingerprints in zip(batch, files):
@@ -235,6 +231,21 @@ def _unique(items: Iterator[Record | Reject], plan: Plan) -> Iterator[Record]:
             plan.rejects.append(item)
         else:
             yield item
+
+
+def _batches(records: Iterator[Record], recipe: BuildRecipe) -> Iterator[list[Record]]:
+    """The records of each shard: at most `shard_rows`, of which a clip counts as many as it has frames."""
+    batch: list[Record] = []
+    size = 0
+    for record in records:
+        weight = sum(recipe.media.video_frames if ref.kind == "video" else 1 for ref in record.media) or 1
+        if batch and size + weight > recipe.shard_rows:
+            yield batch
+            batch, size = [], 0
+        batch.append(record)
+        size += weight
+    if batch:
+        yield batch
 
 
 def _add_shard(

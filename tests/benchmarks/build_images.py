@@ -34,7 +34,7 @@ from tests.benchmarks.environments import PEERS, PeerMissing, peer_python
 from tests.benchmarks.harness import Benchmark, Side, Size
 
 MAX_SIDE_PX, QUALITY = 448, 92
-COUNTS = {"smoke": 24, "normal": 800, "large": 10_000}
+COUNTS = {"smoke": 24, "normal": 2_000, "large": 10_000}
 MEGAPIXELS = {"smoke": (0.2, 1.0), "normal": pictures.MEGAPIXELS, "large": pictures.MEGAPIXELS}
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from tests.benchmarks import builds, harness, pictures
 from tests.benchmarks.harness import Benchmark, Side, Size
 
-COUNTS = {"smoke": 3, "normal": 120, "large": 1000}  # pictures of each source
+COUNTS = {"smoke": 3, "normal": 400, "large": 1000}  # pictures of each source
 CHANGED = "fi"
 
 

@@ -1,0 +1,91 @@
+"""Tasks through Ray Data: handed out in groups that shrink towards the end, their results as they come.
+
+Ray Data needs 0.15 to 0.2 s from the end of one task to the start of the next on the same core (it polls every 0.1 s,
+Ray 2.60), as long as a shard of small pictures takes. So what Ray Data runs as one task is a group of ours, large at
+first and single at the end, when cores would wait for the last one ("guided self-scheduling", Polychronopoulos and Kuck,
+IEEE Transactions on Computers C-36(12), 1987). Results do not wait for their group, only for the task after theirs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from dataset_build.errors import StorageError
+
+Task = dict[str, Any]
+Function = Callable[[Task], dict[str, Any]]
+
+# Heap of one task, which Ray cannot see: one shard's media, decoded one at a time.
+_MEMORY = 512 << 20
+# A group is lost with its node, and a cluster that grows should find groups left to take.
+_LARGEST_GROUP = 8
+# The key of a task's result that says why a store (`s3://`) kept it from finishing.
+STORE_FAILED = "store_failed"
+
+
+def run(function: Function, tasks: Sequence[Task], workers: int | None) -> Iterator[dict[str, Any]]:
+    """Run `function` on every task, yielding results as they come, in any order.
+
+    Tasks and results are what JSON holds. `workers` bounds how many run at once. Raises StorageError where a store
+    failed a task, with what the worker said.
+    """
+    if not tasks:
+        return
+    import pyarrow as pa
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plan and progress lines; ours are enough
+    cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    texts = [json.dumps(task) for task in tasks]
+    blocks, start = [], 0
+    for size in group_sizes(len(texts), min(cores, workers or cores)):
+        blocks.append(pa.table({"task": texts[start : start + size]}))
+        start += size
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.target_max_block_size = (
+        1  # every result is a block of its own, which leaves when the next is made
+    )
+    run_group: Callable[..., Any] = _run_group
+    with ray.data.DataContext.current(context):
+        dataset = ray.data.from_arrow(blocks).map_batches(
+            run_group,
+            fn_kwargs={"function": function},
+            batch_size=None,
+            batch_format="numpy",
+            num_cpus=1,
+            memory=_MEMORY,
+            compute=ray.data.TaskPoolStrategy(size=workers) if workers else None,
+        )
+    for row in dataset.iter_rows():
+        result = json.loads(row["result"])
+        if STORE_FAILED in result:
+            raise StorageError(result[STORE_FAILED])
+        yield result
+
+
+def group_sizes(tasks: int, cores: int) -> list[int]:
+    """How many tasks each group has: half of each core's share of what is left, at most `_LARGEST_GROUP`."""
+    sizes = []
+    while tasks:
+        sizes.append(max(1, min(_LARGEST_GROUP, tasks // (2 * cores))))
+        tasks -= sizes[-1]
+    return sizes
+
+
+def _run_group(batch: dict[str, Any], function: Function) -> Iterator[dict[str, list[str]]]:
+    for task in batch["task"]:
+        yield {"result": [json.dumps(_run_one(json.loads(task), function))]}
+
+
+def _run_one(task: Task, function: Function) -> dict[str, Any]:
+    try:
+        return function(task)
+    # As a result, so that it reaches the person without Ray's own traceback.
+    except StorageError as error:
+        return {STORE_FAILED: str(error)}
+    except OSError as error:  # a full disk, a folder that may not be written to
+        return {STORE_FAILED: f"{error}; mend that and start the same command again"}
