@@ -35,24 +35,25 @@ def mask_beside(segments: Segments, decoder: Any, inputs_embeds: Tensor) -> Tens
     """The attention mask to give a decoder with `segments`, which it attends by from now on where they come.
 
     With four dimensions it is passed on as it is, so transformers makes none; being empty, it fails in any attention that
-    would look at it instead of at the segments. Raises PackingError where the decoder cannot take segments.
+    would look at it instead of at the segments. A decoder that cannot take segments gets the mask of the padding (B, T)
+    where each sequence holds one sample. Raises PackingError where it holds several, or where segments do not fit.
     """
     config, (sequences, length) = decoder.config, inputs_embeds.shape[:2]
-    if config._attn_implementation == "sdpa":
-        decoder.set_attn_implementation(PER_SAMPLE)
-    if config._attn_implementation != PER_SAMPLE:
-        raise PackingError(
-            f"packed samples need attention by SDPA; this {config.model_type!r} language model has "
-            f"{config._attn_implementation!r}"
-        )
-    if others := set(getattr(config, "layer_types", None) or ()) - _LAYERS:
-        raise PackingError(
-            f"samples cannot be packed for this {config.model_type!r} language model: in its layers of type "
-            f"{', '.join(sorted(others))} one would see another"
-        )
     if len(segments) != sequences or any(sum(lengths) > length for lengths in segments):
         raise PackingError(f"segments {segments} do not fit {sequences} sequences of {length} tokens")
-    return inputs_embeds.new_empty((sequences, 1, 0, 0), dtype=torch.bool)
+    if config._attn_implementation == "sdpa":
+        decoder.set_attn_implementation(PER_SAMPLE)
+    others = set(getattr(config, "layer_types", None) or ()) - _LAYERS
+    if config._attn_implementation == PER_SAMPLE and not others:
+        return inputs_embeds.new_empty((sequences, 1, 0, 0), dtype=torch.bool)
+    if any(len(lengths) > 1 for lengths in segments):
+        found = sorted(others) or [f"attention {config._attn_implementation!r}"]
+        raise PackingError(
+            f"samples cannot be packed for this {config.model_type!r} language model: with {', '.join(found)} one would "
+            f"see another; set tune.packing=false"
+        )
+    place_T = torch.arange(length, device=inputs_embeds.device)
+    return place_T < torch.tensor(segments, device=inputs_embeds.device)
 
 
 def per_sample_attention(

@@ -178,17 +178,28 @@ def test_what_is_not_packed_has_the_same_bits_after_a_packed_batch(kind: str) ->
         assert all(torch.equal(a, b) for a, b in zip(before, unpacked(), strict=True))
 
 
-def test_language_models_that_would_mix_samples_are_refused() -> None:
-    embeds_BTL = embedded(SEGMENTS)
-    with pytest.raises(PackingError, match="need attention by SDPA; this 'llama' language model has 'eager'"):
+def test_language_models_that_would_mix_samples_take_one_a_sequence() -> None:
+    embeds_BTL, alone = embedded(SEGMENTS), [[17], [10]]
+    with pytest.raises(PackingError, match="with attention 'eager' one would see another; set tune.packing"):
         mask_beside(SEGMENTS, decoder("llama", "eager"), embeds_BTL)
     mixed = decoder("qwen2 (LLaVA-OneVision)")
     mixed.config.layer_types = ["full_attention", "linear_attention"]
-    with pytest.raises(PackingError, match="layers of type linear_attention one would see another"):
+    with pytest.raises(
+        PackingError, match="'qwen2' language model: with linear_attention one would see another"
+    ):
         mask_beside(SEGMENTS, mixed, embeds_BTL)
+    assert mask_beside(alone, mixed, embeds_BTL).sum(1).tolist() == [17, 10]
+    with torch.no_grad():
+        expected_BTL = run_packed(decoder("llama").eval(), "llama", embeds_BTL, alone)
+        states_BTL = run_packed(decoder("llama", "eager").eval(), "llama", embeds_BTL, alone)
+    for row, _, place in places(alone):
+        torch.testing.assert_close(states_BTL[row, place], expected_BTL[row, place], atol=1e-5, rtol=1e-4)
+
+
+def test_segments_that_do_not_fit_are_refused() -> None:
     for segments in ([[7, 1, 9]], [[7, 1, 10], [4, 6]]):
         with pytest.raises(PackingError, match="do not fit 2 sequences of 17 tokens"):
-            mask_beside(segments, decoder("llama"), embeds_BTL)
+            mask_beside(segments, decoder("llama"), embedded(SEGMENTS))
 
 
 def test_attention_that_is_not_told_the_segments_fails_instead_of_mixing_samples() -> None:
