@@ -11,6 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from dataset_build import (
@@ -103,11 +104,13 @@ def build(recipe: BuildRecipe, workers: int | None = None) -> dict[str, Any]:
         counts = _ledger(made, found, decision)
         done = manifest.make(recipe, digest, counts, files, decision.places)
         _remove_strangers(out, files)
-        problems = _read_back(out, done, workers, there)
+        with ThreadPoolExecutor(1) as beside:  # the card is drawn in this process while the workers read
+            drawn = beside.submit(card.write, out, done)
+            problems = _read_back(out, done, workers, there)
     if problems:
         raise BuildError("the written files do not verify:\n  " + "\n  ".join(problems[:20]))
+    drawn.result()
     earlier.remember(tasks, files)
-    card.write(out, done)
     storage.write_json(f"{out}/manifest.json", done)
     plan.prune(work, made.shards)
     print(ledger.table(counts))
