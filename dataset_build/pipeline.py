@@ -1,4 +1,4 @@
-"""The build: plan → convert shards (Ray Data) → decide duplicates and splits → write (Ray Data) → verify → manifest.
+"""The build: plan → convert shards (Ray Data) → decide duplicates and splits → write → verify (Ray tasks) → manifest.
 
 Converted shards lie in OUT/.work and are the only state: a build that was killed starts again and goes on. Only hash
 columns are ever held for the whole set; pictures travel inside one shard or one output file at a time.
@@ -230,7 +230,7 @@ def _write_samples(tasks: Sequence[dict[str, Any]], workers: int | None) -> dict
     """Write the files of these tasks; returns the manifest's entry of each."""
     files = {}
     with Progress("writing", len(tasks), "files") as progress:
-        for result in ray_tasks.run(write_file, tasks, workers):
+        for result in ray_tasks.run_short(write_file, tasks, workers):
             files[result.pop("path")] = result
             progress.advance()
     return files
@@ -263,7 +263,7 @@ def _read_back(out: str, done: dict[str, Any], workers: int | None, there: Mappi
     def in_parallel(
         function: Callable[[dict[str, Any]], dict[str, Any]], tasks: Sequence[dict[str, Any]]
     ) -> Iterator[dict[str, Any]]:
-        return ray_tasks.run(function, tasks, workers)
+        return ray_tasks.run_short(function, tasks, workers)
 
     size = sum(entry["bytes"] for path, entry in done["files"].items() if path not in there)
     return manifest.content_problems(out, done, map if size < _READ_HERE_BYTES else in_parallel, set(there))

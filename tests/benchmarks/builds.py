@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -46,7 +47,9 @@ def build(settings: dict[str, Any]) -> Timed:
     read = BuildRecipe.model_validate(settings)
     began = time.perf_counter()
     ray_local.connect()
-    ray.get([ray.remote(num_cpus=1)(_import).remote() for _ in range(CORES)])
+    with tempfile.TemporaryDirectory() as folder:
+        ray.get([ray.remote(num_cpus=1)(_import).remote(folder) for _ in range(CORES)])
+    ray.data.range(1).materialize()  # starts Ray Data's own actors
     ready = time.perf_counter()
     with contextlib.redirect_stdout(sys.stderr):  # its own lines, which would stand beside the report
         manifest = pipeline.build(read)
@@ -57,15 +60,17 @@ def build(settings: dict[str, Any]) -> Timed:
     return Timed(manifest, seconds, ready - began)
 
 
-def _import() -> None:
-    """What a worker imports for a build. It stays busy long enough that each core gets a worker of its own."""
+def _import(folder: str) -> None:
+    """What a worker imports for a build; waits for the others, so that every core gets a worker of its own."""
     import imagehash  # noqa: F401
     import pyarrow.parquet  # noqa: F401
     import ray.data  # noqa: F401
 
     from dataset_build import pipeline  # noqa: F401
 
-    time.sleep(1)
+    Path(folder, str(os.getpid())).touch()
+    while len(os.listdir(folder)) < CORES:
+        time.sleep(0.05)
 
 
 def media_rows(out: Path) -> Iterable[list[dict[str, Any]]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -44,12 +46,41 @@ def test_a_result_comes_before_the_rest_of_its_group_has_run(ray_session: Any, t
     assert seen == list(range(8))
 
 
-def test_a_full_disk_in_a_worker_is_said_in_one_line(ray_session: Any) -> None:
+@pytest.mark.parametrize("run", [ray_tasks.run, ray_tasks.run_short])
+def test_every_task_runs_once_and_no_more_at_a_time_than_allowed(
+    run: Any, ray_session: Any, tmp_path: Path
+) -> None:
+    def alone(task: dict[str, Any]) -> dict[str, Any]:
+        with open(Path(task["folder"], "one at a time"), "x"):  # fails where another has it
+            (Path(task["folder"]) / f"task {task['number']}").touch(exist_ok=False)
+            time.sleep(0.02)
+        Path(task["folder"], "one at a time").unlink()
+        return {"number": task["number"]}
+
+    tasks = [{"number": number, "folder": str(tmp_path)} for number in range(20)]
+    assert sorted(result["number"] for result in run(alone, tasks, 1)) == list(range(20))
+    assert list(run(alone, [], 1)) == []
+
+
+def test_a_short_task_whose_process_dies_runs_again(ray_session: Any, tmp_path: Path) -> None:
+    def dies_once(task: dict[str, Any]) -> dict[str, Any]:
+        mark = Path(task["folder"], str(task["number"]))
+        if not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"number": task["number"]}
+
+    tasks = [{"number": number, "folder": str(tmp_path)} for number in range(3)]
+    assert sorted(result["number"] for result in ray_tasks.run_short(dies_once, tasks, None)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("run", [ray_tasks.run, ray_tasks.run_short])
+def test_a_full_disk_in_a_worker_is_said_in_one_line(run: Any, ray_session: Any) -> None:
     def full(_: dict[str, Any]) -> dict[str, Any]:
         raise OSError(28, "No space left on device", "out/train/a-00000.parquet")
 
     with pytest.raises(StorageError) as caught:
-        list(ray_tasks.run(full, [{}], workers=None))
+        list(run(full, [{}], None))
     assert str(caught.value) == (
         "[Errno 28] No space left on device: 'out/train/a-00000.parquet'; mend that and start the same command again"
     )
