@@ -11,12 +11,12 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dataset_build import card_losses, card_plots, ledger, markdown, schema, storage
+from dataset_build import card_losses, card_plots, ledger, markdown, schema
 from dataset_build.card_counts import Stats, collect
 from dataset_build.labels import SUB_TASK_NAMES
 from dataset_build.progress import data_size
 
-__all__ = ["collect", "render", "text_summary", "write"]
+__all__ = ["collect", "make", "render", "text_summary"]
 
 DEMONSTRATION = "demonstration, separable by style"
 NO_SAMPLE = "no openly licensed sample"
@@ -26,12 +26,11 @@ _KINDS = {"image": "pictures", "video": "clips", "audio": "sound tracks"}
 Manifest = Mapping[str, Any]
 
 
-def write(out: str, manifest: Manifest) -> None:
-    """Write the card and its plots."""
+def make(out: str, manifest: Manifest) -> dict[str, bytes]:
+    """The card and its plots: path in OUT → bytes. Reads the tables in OUT and writes nothing."""
     stats = collect(out, manifest)
-    for name, picture in card_plots.draw(stats).items():
-        storage.write_bytes(storage.join(out, "stats", name), picture)
-    storage.write_bytes(storage.join(out, "README.md"), render(manifest, stats).encode())
+    plots = {f"stats/{name}": picture for name, picture in card_plots.draw(stats).items()}
+    return {**plots, "README.md": render(manifest, stats).encode()}
 
 
 def render(manifest: Manifest, stats: Stats) -> str:

@@ -7,10 +7,11 @@ columns are ever held for the whole set; pictures travel inside one shard or one
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -105,12 +106,13 @@ def build(recipe: BuildRecipe, workers: int | None = None) -> dict[str, Any]:
         done = manifest.make(recipe, digest, counts, files, decision.places)
         _remove_strangers(out, files)
         with ThreadPoolExecutor(1) as beside:  # the card is drawn in this process while the workers read
-            drawn = beside.submit(card.write, out, done)
+            drawn = beside.submit(card.make, out, done)
             problems = _read_back(out, done, workers, there)
     if problems:
         raise BuildError("the written files do not verify:\n  " + "\n  ".join(problems[:20]))
-    drawn.result()
     earlier.remember(tasks, files)
+    for path, data in drawn.result().items():
+        storage.write_bytes(storage.join(out, path), data)
     storage.write_json(f"{out}/manifest.json", done)
     plan.prune(work, made.shards)
     print(ledger.table(counts))
@@ -259,12 +261,7 @@ def write_file(task: dict[str, Any]) -> dict[str, Any]:
 
 def _read_back(out: str, done: dict[str, Any], workers: int | None, there: Mapping[str, Any]) -> list[str]:
     """What is wrong with the written files, of which those of `there` are as they were: `manifest.content_problems`."""
-
-    def in_parallel(
-        function: Callable[[dict[str, Any]], dict[str, Any]], tasks: Sequence[dict[str, Any]]
-    ) -> Iterator[dict[str, Any]]:
-        return ray_tasks.run_short(function, tasks, workers)
-
+    in_parallel = functools.partial(ray_tasks.run_short, workers=workers)
     size = sum(entry["bytes"] for path, entry in done["files"].items() if path not in there)
     return manifest.content_problems(out, done, map if size < _READ_HERE_BYTES else in_parallel, set(there))
 

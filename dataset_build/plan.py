@@ -234,7 +234,8 @@ def _unique(items: Iterator[Record | Reject], plan: Plan) -> Iterator[Record]:
 
 
 def _batches(records: Iterator[Record], recipe: BuildRecipe) -> Iterator[list[Record]]:
-    """The records of each shard: at most `shard_rows`, of which a clip counts as many as it has frames."""
+    """The records of each shard: at most `shard_rows`, of which one counts as many as it has pictures, frames and sounds;
+    one that counts more is a shard by itself."""
     batch: list[Record] = []
     size = 0
     for record in records:

@@ -23,11 +23,11 @@ Function = Callable[[Task], dict[str, Any]]
 # Heap of one task, which Ray cannot see: one shard's media, decoded one at a time.
 _MEMORY = 512 << 20
 # A group is lost with its node, and a cluster that grows should find groups left to take.
-_LARGEST_GROUP = 8
+_LARGEST_GROUP = 4
 # How often a short task starts again after its node or its process has died.
 _RETRIES = 5
 # The key of a task's result that says why a store (`s3://`) kept it from finishing.
-STORE_FAILED = "store_failed"
+_STORE_FAILED = "store_failed"
 
 
 def run(function: Function, tasks: Sequence[Task], workers: int | None) -> Iterator[dict[str, Any]]:
@@ -42,7 +42,9 @@ def run(function: Function, tasks: Sequence[Task], workers: int | None) -> Itera
     import ray.data
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plan and progress lines; ours are enough
-    cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    cores = int(ray.cluster_resources().get("CPU", 0)) or len(
+        tasks
+    )  # none yet where the cluster is still to grow
     texts = [json.dumps(task) for task in tasks]
     blocks, start = [], 0
     for size in group_sizes(len(texts), min(cores, workers or cores)):
@@ -69,7 +71,11 @@ def run(function: Function, tasks: Sequence[Task], workers: int | None) -> Itera
 
 
 def run_short(function: Function, tasks: Sequence[Task], workers: int | None) -> Iterator[dict[str, Any]]:
-    """As `run`, for work of seconds: without Ray Data."""
+    """As `run`, for work of seconds: without Ray Data. Tasks and results may be what Python pickles.
+
+    Where the caller stops early (an error), tasks that run are cancelled, which is not waited for: what they write is
+    whole or not there.
+    """
     import ray
 
     remote = ray.remote(num_cpus=1, memory=_MEMORY, max_retries=_RETRIES)(_run_one)
@@ -101,8 +107,8 @@ def _run_group(batch: dict[str, Any], function: Function) -> Iterator[dict[str, 
 
 
 def _checked(result: dict[str, Any]) -> dict[str, Any]:
-    if STORE_FAILED in result:
-        raise StorageError(result[STORE_FAILED])
+    if _STORE_FAILED in result:
+        raise StorageError(result[_STORE_FAILED])
     return result
 
 
@@ -111,6 +117,6 @@ def _run_one(task: Task, function: Function) -> dict[str, Any]:
         return function(task)
     # As a result, so that it reaches the person without Ray's own traceback.
     except StorageError as error:
-        return {STORE_FAILED: str(error)}
+        return {_STORE_FAILED: str(error)}
     except OSError as error:  # a full disk, a folder that may not be written to
-        return {STORE_FAILED: f"{error}; mend that and start the same command again"}
+        return {_STORE_FAILED: f"{error}; mend that and start the same command again"}

@@ -135,7 +135,7 @@ class BuildRecipe(_Section):
     instructions: InstructionSettings = Field(default_factory=lambda: InstructionSettings.model_validate({}))
     rewriting: RewritingSettings | None = None
     reject_budget: float = Field(0.01, ge=0, le=1)
-    # Records that are converted (and after a kill redone) together; a clip counts as many as it has frames.
+    # How many records are converted (and after a kill redone) together; see `dataset_build.plan` for what clips count.
     shard_rows: int = Field(128, ge=1, le=10_000)
     rows_per_file: int = Field(1024, ge=1)
 

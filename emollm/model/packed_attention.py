@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -57,7 +57,7 @@ def mask_beside(segments: Segments, decoder: Any, inputs_embeds: Tensor) -> Tens
 
 
 def per_sample_attention(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -65,11 +65,21 @@ def per_sample_attention(
     segments: Segments | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """What a language model calls in every layer: (B, H, T, D) of each to (B, T, H, D); zeros at padding."""
+    """What a language model calls in every layer: (B, H, T, D) of each to (B, T, H, D); zeros at padding.
+
+    Raises PackingError where the language model has a window that it does not tell its attention (PhiMoE, Qwen2-MoE in
+    transformers 5.23: their masks alone know it), and a sample is longer than that.
+    """
     if segments is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     sequences, heads, length, _ = query.shape
     window, width = kwargs.get("sliding_window"), value.shape[-1]
+    untold = None if "sliding_window" in kwargs else getattr(module.config, "sliding_window", None)
+    if untold and any(size > untold for lengths in segments for size in lengths):
+        raise PackingError(
+            f"samples of more than {untold} tokens cannot be packed for this {module.config.model_type!r} language model: "
+            "its attention is not told its window; set tune.packing=false"
+        )
     sizes, real = [], []
     for lengths in segments:
         for size in (*lengths, length - sum(lengths)):

@@ -35,8 +35,8 @@ def recipe(name: str, out: Path, sources: dict[str, Path], **media: Any) -> dict
 def build(settings: dict[str, Any]) -> Timed:
     """A whole build: plan, conversion, duplicates, leakage, splits, writing, reading back, card, manifest.
 
-    Ray is started before the clock, as a cluster is up before a build comes, and so is a worker process on every core
-    with the imports of a build. Raises AssertionError for a row that did not come through: these trees hold none that
+    Ray is started before the clock, as a cluster is up before a build comes, and so are Ray Data's actors and a worker
+    process on every core with the imports of a build, as peers have theirs. Raises AssertionError for a row that did not come through: these trees hold none that
     may be left out.
     """
     import ray.data  # an import, and not the work
@@ -47,8 +47,9 @@ def build(settings: dict[str, Any]) -> Timed:
     read = BuildRecipe.model_validate(settings)
     began = time.perf_counter()
     ray_local.connect()
+    cores = int(ray.cluster_resources()["CPU"])
     with tempfile.TemporaryDirectory() as folder:
-        ray.get([ray.remote(num_cpus=1)(_import).remote(folder) for _ in range(CORES)])
+        ray.get([ray.remote(num_cpus=1)(_import).remote(folder, cores) for _ in range(cores)], timeout=120)
     ray.data.range(1).materialize()  # starts Ray Data's own actors
     ready = time.perf_counter()
     with contextlib.redirect_stdout(sys.stderr):  # its own lines, which would stand beside the report
@@ -60,7 +61,7 @@ def build(settings: dict[str, Any]) -> Timed:
     return Timed(manifest, seconds, ready - began)
 
 
-def _import(folder: str) -> None:
+def _import(folder: str, cores: int) -> None:
     """What a worker imports for a build; waits for the others, so that every core gets a worker of its own."""
     import imagehash  # noqa: F401
     import pyarrow.parquet  # noqa: F401
@@ -69,7 +70,7 @@ def _import(folder: str) -> None:
     from dataset_build import pipeline  # noqa: F401
 
     Path(folder, str(os.getpid())).touch()
-    while len(os.listdir(folder)) < CORES:
+    while len(os.listdir(folder)) < cores:
         time.sleep(0.05)
 
 

@@ -220,3 +220,31 @@ def test_a_source_may_hold_files_whose_names_are_not_utf_8(odd, tmp_path):
     with open(os.fsencode(tmp_path) + b"/\xff\xfe.png", "wb") as stream:
         stream.write(b"x")
     assert inputs_digest(recipe(tmp_path)) != before
+
+
+_MEDIA = st.lists(st.sampled_from(["image", "video", "audio"]), max_size=3)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(_MEDIA, max_size=40), st.integers(1, 20), st.integers(1, 9))
+def test_shards_hold_every_record_in_order_and_clips_count_as_their_frames(
+    kinds: list[list[str]], shard_rows: int, frames: int
+) -> None:
+    records = [
+        dataclasses.replace(GOOD, uid=str(number), media=tuple(MediaRef(kind, "x") for kind in one))
+        for number, one in enumerate(kinds)
+    ]
+    made = BuildRecipe.model_validate(
+        {"name": "odd", "out": "out", "sources": [{"name": "emoset", "root": "."}], "shard_rows": shard_rows, "media": {"video_frames": frames}}
+    )  # fmt: skip
+    shards = list(plan._batches(iter(records), made))
+
+    def weight(record: Record) -> int:
+        return sum(frames if ref.kind == "video" else 1 for ref in record.media) or 1
+
+    assert [record for shard in shards for record in shard] == records
+    assert all(len(shard) == 1 or sum(map(weight, shard)) <= shard_rows for shard in shards)
+    # None could have taken the first record of the next.
+    assert all(
+        sum(map(weight, one)) + weight(after[0]) > shard_rows for one, after in zip(shards, shards[1:])
+    )

@@ -62,16 +62,31 @@ def test_every_task_runs_once_and_no_more_at_a_time_than_allowed(
     assert list(run(alone, [], 1)) == []
 
 
-def test_a_short_task_whose_process_dies_runs_again(ray_session: Any, tmp_path: Path) -> None:
-    def dies_once(task: dict[str, Any]) -> dict[str, Any]:
-        mark = Path(task["folder"], str(task["number"]))
-        if not mark.exists():
-            mark.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return {"number": task["number"]}
+@pytest.mark.parametrize("run", [ray_tasks.run, ray_tasks.run_short])
+def test_a_process_that_dies_costs_no_result_and_doubles_none(
+    run: Any, ray_session: Any, tmp_path: Path
+) -> None:
+    """It dies in the third task of a group, whose first result has been seen by then."""
 
-    tasks = [{"number": number, "folder": str(tmp_path)} for number in range(3)]
-    assert sorted(result["number"] for result in ray_tasks.run_short(dies_once, tasks, None)) == [0, 1, 2]
+    def dies_once(task: dict[str, Any]) -> dict[str, Any]:
+        folder, number = Path(task["folder"]), task["number"]
+        for _ in range(600):
+            if number != 2 or (folder / "0").exists():
+                break
+            time.sleep(0.1)
+        if number == 2 and not (folder / "died").exists():
+            (folder / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"number": number}
+
+    tasks = [{"number": number, "folder": str(tmp_path)} for number in range(8)]
+    assert ray_tasks.group_sizes(8, 1)[0] == 4
+    seen = []
+    for result in run(dies_once, tasks, 1):
+        seen.append(result["number"])
+        (tmp_path / str(result["number"])).touch()
+    assert sorted(seen) == list(range(8))
+    assert (tmp_path / "died").exists()
 
 
 @pytest.mark.parametrize("run", [ray_tasks.run, ray_tasks.run_short])

@@ -16,9 +16,11 @@ from transformers import (
     AutoModel,
     LlamaConfig,
     MistralConfig,
+    PhimoeConfig,
     PreTrainedConfig,
     Qwen2_5_VLTextConfig,
     Qwen2Config,
+    Qwen2MoeConfig,
 )
 
 from emollm.config import TrainRecipe
@@ -194,6 +196,26 @@ def test_language_models_that_would_mix_samples_take_one_a_sequence() -> None:
         states_BTL = run_packed(decoder("llama", "eager").eval(), "llama", embeds_BTL, alone)
     for row, _, place in places(alone):
         torch.testing.assert_close(states_BTL[row, place], expected_BTL[row, place], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        PhimoeConfig(**SMALL, num_key_value_heads=2, sliding_window=WINDOW, num_local_experts=2),
+        Qwen2MoeConfig(
+            **SMALL, num_key_value_heads=2, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=0,
+            num_experts=2, num_experts_per_tok=1, moe_intermediate_size=16, shared_expert_intermediate_size=16,
+        ),
+    ],
+    ids=lambda config: config.model_type,
+)  # fmt: skip
+def test_a_window_that_attention_is_not_told_is_refused_where_a_sample_is_longer(
+    config: PreTrainedConfig,
+) -> None:
+    model = AutoModel.from_config(copy.deepcopy(config), attn_implementation="sdpa")
+    with pytest.raises(PackingError, match=f"more than {WINDOW} tokens cannot be packed for this"):
+        run_packed(model, "llama", embedded(SEGMENTS), SEGMENTS)
+    assert run_packed(model, "llama", embedded([[5, 2]]), [[5, 2]]).isfinite().all()
 
 
 def test_segments_that_do_not_fit_are_refused() -> None:
