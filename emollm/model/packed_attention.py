@@ -43,17 +43,29 @@ def mask_beside(segments: Segments, decoder: Any, inputs_embeds: Tensor) -> Tens
         raise PackingError(f"segments {segments} do not fit {sequences} sequences of {length} tokens")
     if config._attn_implementation == "sdpa":
         decoder.set_attn_implementation(PER_SAMPLE)
-    others = set(getattr(config, "layer_types", None) or ()) - _LAYERS
-    if config._attn_implementation == PER_SAMPLE and not others:
+    if not _that_mix(config):
         return inputs_embeds.new_empty((sequences, 1, 0, 0), dtype=torch.bool)
     if any(len(lengths) > 1 for lengths in segments):
-        found = sorted(others) or [f"attention {config._attn_implementation!r}"]
+        check_packable(decoder)
+    place_T = torch.arange(length, device=inputs_embeds.device)
+    return place_T < torch.tensor(segments, device=inputs_embeds.device)
+
+
+def check_packable(decoder: Any) -> None:
+    """Raises PackingError for a language model in which samples of one sequence would see each other."""
+    config = decoder.config
+    if found := _that_mix(config):
         raise PackingError(
             f"samples cannot be packed for this {config.model_type!r} language model: with {', '.join(found)} one would "
             f"see another; set tune.packing=false"
         )
-    place_T = torch.arange(length, device=inputs_embeds.device)
-    return place_T < torch.tensor(segments, device=inputs_embeds.device)
+
+
+def _that_mix(config: Any) -> list[str]:
+    """What in a language model does not take segments: its attention function, or kinds of layers."""
+    if config._attn_implementation not in ("sdpa", PER_SAMPLE):
+        return [f"attention {config._attn_implementation!r}"]
+    return sorted(set(getattr(config, "layer_types", None) or ()) - _LAYERS)
 
 
 def per_sample_attention(

@@ -26,6 +26,7 @@ from emollm.data.stream import Steps, Stream, start_server
 from emollm.model.base import EmoLLMBase
 from emollm.model.emollm import EmoLLM
 from emollm.model.foundations import read_config
+from emollm.model.packed_attention import check_packable
 from emollm.model.processor import EmoLLMProcessor
 from emollm.train.align import align, aligned_rows
 from emollm.train.build import initial_model, initial_processor, training_prompt
@@ -116,9 +117,14 @@ def validating(index: RowIndex, recipe: TrainRecipe, fold: int) -> RowIndex | No
 
 
 def prepare(recipe: TrainRecipe, fold: int, rank: int, world: int, features: FeatureStore) -> Fold:
-    """Model, index, plan and reader of one protocol."""
+    """Model, index, plan and reader of one protocol.
+
+    Raises DataError, and PackingError where the recipe packs samples that its language model cannot tell apart.
+    """
     start_server(recipe.loader)
     model, processor = initial_model(recipe, recipe.seed)
+    if recipe.tune.packing:
+        check_packable(model.get_decoder())
     encoder = row_encoder(recipe, processor)
     whole = shared_index(recipe, encoder, rank, world)
     index = trainable(whole, recipe, fold)

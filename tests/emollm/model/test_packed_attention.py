@@ -26,7 +26,7 @@ from transformers import (
 from emollm.config import TrainRecipe
 from emollm.data.collate import collate, encode_sample
 from emollm.data.packing import pack
-from emollm.model.packed_attention import PackingError, mask_beside
+from emollm.model.packed_attention import PackingError, check_packable, mask_beside
 from emollm.train.build import initial_model
 from tests.emollm.train.small_emobench import read_rows
 
@@ -190,6 +190,9 @@ def test_language_models_that_would_mix_samples_take_one_a_sequence() -> None:
         PackingError, match="'qwen2' language model: with linear_attention one would see another"
     ):
         mask_beside(SEGMENTS, mixed, embeds_BTL)
+    with pytest.raises(PackingError, match="linear_attention"):
+        check_packable(mixed)
+    check_packable(decoder("llama"))
     assert mask_beside(alone, mixed, embeds_BTL).sum(1).tolist() == [17, 10]
     with torch.no_grad():
         expected_BTL = run_packed(decoder("llama").eval(), "llama", embeds_BTL, alone)
