@@ -46,7 +46,7 @@ test: setup lint browser ## lint, types and all tests but the slow ones
 test-slow: setup browser prometheus ## the tests marked slow
 	$(PYTHON) -m pytest -m slow
 
-bench: setup ## measure against the peers (about an hour): a table here, every value in benchmarks.json
+bench: setup ## measure against the peers (about an hour and a half): a table here, every value in benchmarks.json
 	$(PYTHON) -m tests.benchmarks $(BENCH)
 
 bench-smoke: setup ## every benchmark at toy size: they still run and still do the same work as their peers
