@@ -43,7 +43,7 @@ def mask_beside(segments: Segments, decoder: Any, inputs_embeds: Tensor) -> Tens
         raise PackingError(f"segments {segments} do not fit {sequences} sequences of {length} tokens")
     if config._attn_implementation == "sdpa":
         decoder.set_attn_implementation(PER_SAMPLE)
-    if not _that_mix(config):
+    if not _unpackable(config):
         return inputs_embeds.new_empty((sequences, 1, 0, 0), dtype=torch.bool)
     if any(len(lengths) > 1 for lengths in segments):
         check_packable(decoder)
@@ -54,14 +54,14 @@ def mask_beside(segments: Segments, decoder: Any, inputs_embeds: Tensor) -> Tens
 def check_packable(decoder: Any) -> None:
     """Raises PackingError for a language model in which samples of one sequence would see each other."""
     config = decoder.config
-    if found := _that_mix(config):
+    if found := _unpackable(config):
         raise PackingError(
             f"samples cannot be packed for this {config.model_type!r} language model: with {', '.join(found)} one would "
             f"see another; set tune.packing=false"
         )
 
 
-def _that_mix(config: Any) -> list[str]:
+def _unpackable(config: Any) -> list[str]:
     """What in a language model does not take segments: its attention function, or kinds of layers."""
     if config._attn_implementation not in ("sdpa", PER_SAMPLE):
         return [f"attention {config._attn_implementation!r}"]
