@@ -44,6 +44,9 @@ def main() -> int:
     parser.add_argument(
         "--out", default="benchmarks.json", help="records are appended here (default benchmarks.json)"
     )
+    parser.add_argument(
+        "--peer", action="append", metavar="PEER", help="run beside this peer alone (may be given again)"
+    )
     parser.add_argument("--no-peers", action="store_true", help="only our own side")
     parser.add_argument("--list", action="store_true", help="say what there is, and stop")
     options = parser.parse_args()
@@ -62,11 +65,12 @@ def main() -> int:
         return 0
     pairs = options.pairs or (1 if options.size == "smoke" else 5)
     out = None if options.size == "smoke" else Path(options.out)
+    only = [] if options.no_peers else options.peer
     records, failed = [], []
     for name in names:
         for benchmark in load(name):
             try:
-                records += harness.run(benchmark, options.size, pairs, out, not options.no_peers)
+                records += harness.run(benchmark, options.size, pairs, out, only)
             except harness.BenchmarkError as error:
                 failed.append(benchmark.name)
                 print(f"{benchmark.name} FAILED: {error}", file=sys.stderr, flush=True)

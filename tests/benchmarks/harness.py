@@ -24,7 +24,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -164,20 +164,26 @@ def run(
     size: Size,
     pairs: int,
     out: Path | None,
-    with_peers: bool = True,
+    only: Collection[str] | None = None,
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
 ) -> list[Report]:
     """Measure one benchmark; returns and (with `out`) appends one record per measure and peer.
 
-    Without peers there is one record per measure, its value held against the target itself. A peer that is missing has
-    a record that says why. Raises BenchmarkError where a side fails or the work of a pair is not equal.
+    Without peers there is one record per measure, its value held against the target itself. A peer that is missing, or
+    not in `only`, has a record that says why. Raises BenchmarkError where a side fails, the work of a pair is not
+    equal, or `only` names a peer that this benchmark does not have.
     """
     folder = CACHE / benchmark.name / size
     folder.mkdir(parents=True, exist_ok=True)
     ours, peers = benchmark.sides(size, folder)
     alone = not peers
-    if not with_peers:
-        peers = [Side(peer.name, missing="left out with --no-peers") for peer in peers]
+    if only is not None:
+        unknown = set(only) - {peer.name for peer in peers}
+        if unknown:
+            names = ", ".join(peer.name for peer in peers)
+            raise BenchmarkError(f"no peer is called {min(unknown)!r}; there are {names or 'none'}")
+        left_out = "left out: not among the peers asked for"
+        peers = [peer if peer.name in only else Side(peer.name, missing=left_out) for peer in peers]
     present = [peer for peer in peers if peer.missing is None]
     for peer in peers:
         if peer.missing is not None:

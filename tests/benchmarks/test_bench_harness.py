@@ -125,10 +125,16 @@ def test_a_peer_that_is_not_there_is_reported_and_never_passed_over(tmp_path):
     assert record["missing"] == "it does not install" and record["reached"] is None
     assert any("peer not available: gone: it does not install" in line for line in said["said"])
     assert "not available: it does not install" in harness.table([record])
-    record, _ = measure(
-        compare(side("a", 1, tmp_path / "log"), side("b", 1, tmp_path / "log")), with_peers=False
-    )
-    assert record["missing"] == "left out with --no-peers"
+
+
+def test_peers_that_were_not_asked_for_do_not_run_and_are_reported(tmp_path):
+    log = tmp_path / "log"
+    benchmark = compare(side("a", 1, log), side("b", 1, log), side("c", 1, log))
+    first, second, _ = measure(benchmark, only=["c"])
+    assert log.read_text().split() == ["a", "c"]
+    assert first["missing"] == "left out: not among the peers asked for" and second["ratio"] == 1
+    with pytest.raises(BenchmarkError, match="no peer is called 'd'; there are b, c"):
+        measure(benchmark, only=["c", "d"])
 
 
 def test_records_are_added_to_those_of_earlier_runs_and_name_no_host(tmp_path):
