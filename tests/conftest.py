@@ -85,7 +85,7 @@ def ray_cluster(s3_environment: S3Server) -> Iterator[servers.RayHead]:
         servers.wait_until(head.healthy, head.process, limit_s=120)
         yield head
     finally:
-        servers.end(head.process)
+        servers.end(head.process, patience_s=3)  # nobody needs what it would still write
         for name, value in before.items():
             os.environ.pop(name, None)
             if value is not None:

@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file
 
 from emollm.config import TrainRecipe
-from emollm.data import index
 from emollm.data.emobench import DataError
 from emollm.data.features import FeatureStore
 from emollm.data.rows import Rows
@@ -19,10 +18,8 @@ from emollm.train.fold import look_at_pictures, prepare
 from emollm.train.loop import train_fold
 from emollm.train.metrics import read_metrics
 from emollm.train.resume import METADATA
-from emollm.train.run import train
 from tests.emollm.data.test_stream import drawn, write_rows
 from tests.emollm.train.ranks import Job, same_bits, start, wait_for
-from tests.fixtures.s3_server import S3Server
 
 
 class Stop(RuntimeError):
@@ -132,24 +129,3 @@ def test_a_row_that_one_rank_cannot_read_stops_both_at_once(twenty_steps: list[s
         assert group.end(limit_s=60) == [1, 1]
         for rank in range(2):
             assert "drawn/all/0007: media[0] cannot be decoded" in group.log(rank)
-
-
-@pytest.mark.slow
-def test_under_ray_train_from_s3_with_decode_workers_and_an_index_by_ray_data(
-    ray_session,
-    s3_server: S3Server,
-    small_emobench: Path,
-    tiny_recipe: TrainRecipe,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(index, "_SMALL_BYTES", -1)
-    monkeypatch.setattr(index, "index_here", lambda *_: pytest.fail("the driver left it to Ray"))
-    bucket = s3_server.bucket("ray-train-streams")
-    s3_server.upload(small_emobench, f"{bucket}/emobench")
-    cache = tmp_path / "cache"
-    recipe = with_loader(tiny_recipe, tmp_path / "out", 0, decode_workers=2, cache_folder=str(cache))
-    training = train(recipe.model_copy(update={"data": f"{bucket}/emobench"}))
-    assert [fold["world_size"] for fold in training["folds"]] == [2, 2]
-    assert all(fold["samples_seen"] == 2 * fold["rows"] for fold in training["folds"])
-    assert len(list(cache.glob("*.parquet"))) == 2
