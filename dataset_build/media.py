@@ -278,7 +278,9 @@ def _decode(
         if opened.format == "JPEG" and longest > settings.max_side_px:
             scale = settings.max_side_px / longest
             opened.draft("RGB", (round(opened.width * scale), round(opened.height * scale)))
-        flat = _flat(_upright(_load(opened, name), name), name)
+        upright = _upright(_load(opened, name), name)
+        # What Pillow gives for RGB in RGB is a copy, which is 1 % of a photograph's conversion.
+        flat = upright if opened.format == "JPEG" and upright.mode == "RGB" else _flat(upright, name)
     if box is not None:
         keep = False
         drafted_x, drafted_y = flat.width / width, flat.height / height  # 1 unless decoded at reduced scale

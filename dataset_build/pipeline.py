@@ -195,10 +195,11 @@ def convert_shard(task: dict[str, Any]) -> dict[str, Any]:
         "index.parquet": (index, hash_columns.arrow_schema()),
         "rejects.parquet": (rejects, schema.reject_schema()),
     }
-    sizes = {
-        kind: write.write_rows(shard.path(task["work"], kind), rows, arrow_schema)["bytes"]
-        for kind, (rows, arrow_schema) in tables.items()
-    }
+    sizes = {}
+    for kind, (rows, arrow_schema) in tables.items():
+        data = write.bytes_of_rows(rows, arrow_schema)
+        storage.write_bytes(shard.path(task["work"], kind), data)
+        sizes[kind] = len(data)
     marker = {"bytes": sizes, "kept": len(samples), "rejected": len(rejects)}
     storage.write_json(shard.path(task["work"], "done.json"), marker)
     return {
@@ -231,8 +232,10 @@ def _write_tasks(recipe: BuildRecipe, found: Gathered, decision: Decision, out: 
 def _write_samples(tasks: Sequence[dict[str, Any]], workers: int | None) -> dict[str, Any]:
     """Write the files of these tasks; returns the manifest's entry of each."""
     files = {}
+    # The largest first, so that no core waits long for the last one.
+    ordered = sorted(tasks, key=lambda task: -sum(len(rows) for _, rows, _ in task["parts"]))
     with Progress("writing", len(tasks), "files") as progress:
-        for result in ray_tasks.run_short(write_file, tasks, workers):
+        for result in ray_tasks.run_short(write_file, ordered, workers):
             files[result.pop("path")] = result
             progress.advance()
     return files

@@ -38,7 +38,9 @@ def problems(out: str, content: dict[str, Any], run: Run = map, unchanged: Colle
         for path, entry in content["files"].items()
         if "/" in path
     ]
-    read = {result["path"]: result for result in run(read_file, tasks)}
+    # The largest first, so that no core waits long for the last one.
+    ordered = sorted(tasks, key=lambda task: -content["files"][task["path"]]["bytes"])
+    read = {result["path"]: result for result in run(read_file, ordered)}
     found: list[str] = []
     kept: Counter[tuple[str, str]] = Counter()
     seen = array.array("Q")  # digests of all uids

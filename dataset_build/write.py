@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,7 +29,9 @@ def parquet_bytes(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    buffer = io.BytesIO()
+    buffer = (
+        pa.BufferOutputStream()
+    )  # io.BytesIO takes half as long again: Arrow goes through Python for each page
     waiting = arrow_schema.empty_table()
     with pq.ParquetWriter(
         buffer, arrow_schema, compression="zstd", use_dictionary=False, version="2.6"
@@ -42,14 +43,19 @@ def parquet_bytes(
                 waiting = waiting.slice(ROW_GROUP_ROWS)
         if len(waiting):
             writer.write_table(waiting.combine_chunks())
-    return buffer.getvalue()
+    return buffer.getvalue().to_pybytes()
+
+
+def bytes_of_rows(rows: Sequence[dict[str, Any]], arrow_schema: pyarrow.Schema) -> bytes:
+    """Plain rows as a Parquet file."""
+    import pyarrow as pa
+
+    return parquet_bytes([pa.Table.from_pylist(list(rows), schema=arrow_schema)], arrow_schema)
 
 
 def write_rows(path: str, rows: Sequence[dict[str, Any]], arrow_schema: pyarrow.Schema) -> dict[str, Any]:
     """Write plain rows; returns the manifest's entry {sha256, rows, bytes}."""
-    import pyarrow as pa
-
-    data = parquet_bytes([pa.Table.from_pylist(list(rows), schema=arrow_schema)], arrow_schema)
+    data = bytes_of_rows(rows, arrow_schema)
     storage.write_bytes(path, data)
     return entry(data, len(rows))
 
