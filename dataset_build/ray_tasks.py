@@ -42,9 +42,8 @@ def run(function: Function, tasks: Sequence[Task], workers: int | None) -> Itera
     import ray.data
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plan and progress lines; ours are enough
-    cores = int(ray.cluster_resources().get("CPU", 0)) or len(
-        tasks
-    )  # none yet where the cluster is still to grow
+    # A cluster that is still to grow may have no CPU yet.
+    cores = int(ray.cluster_resources().get("CPU", 0)) or len(tasks)
     texts = [json.dumps(task) for task in tasks]
     blocks, start = [], 0
     for size in group_sizes(len(texts), min(cores, workers or cores)):
@@ -52,9 +51,8 @@ def run(function: Function, tasks: Sequence[Task], workers: int | None) -> Itera
         start += size
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
-    context.target_max_block_size = (
-        1  # every result is a block of its own, which leaves when the next is made
-    )
+    # Every result is a block of its own, which leaves when the next is made.
+    context.target_max_block_size = 1
     run_group: Callable[..., Any] = _run_group
     with ray.data.DataContext.current(context):
         dataset = ray.data.from_arrow(blocks).map_batches(

@@ -36,8 +36,8 @@ def build(settings: dict[str, Any]) -> Timed:
     """A whole build: plan, conversion, duplicates, leakage, splits, writing, reading back, card, manifest.
 
     Ray is started before the clock, as a cluster is up before a build comes, and so are Ray Data's actors and a worker
-    process on every core with the imports of a build, as peers have theirs. Raises AssertionError for a row that did not come through: these trees hold none that
-    may be left out.
+    process on every core with the imports of a build, as peers have theirs. Raises AssertionError for a row that did not
+    come through: these trees hold none that may be left out.
     """
     import ray.data  # an import, and not the work
 
