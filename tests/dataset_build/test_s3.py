@@ -150,6 +150,48 @@ def test_a_shard_fetches_each_file_once_and_deletes_it_after_its_last_row(bucket
     assert s3_server.requests["GET", 200] == 2
 
 
+def test_files_are_fetched_ahead_of_their_rows_and_no_more_than_a_few(bucket, s3_server, tmp_path):
+    data = base.picture(tmp_path / "one.png").read_bytes()
+    rows = [record(f"{number}.png") for number in range(12)]
+    for row in rows:
+        storage.write_bytes(f"{bucket}/set/{row.media[0].path}", data)
+    s3_server.calm()
+    s3_server.faults.wait_s = 0.05
+    with roots.opened(f"{bucket}/set", rows, 1) as root:
+        for row in rows:
+            assert Path(media.resolve(root, row.media[0].path)).read_bytes() == data
+            assert len(os.listdir(root.folder)) <= 1 + roots.AHEAD
+            roots.release(root, row)
+    assert 2 <= s3_server.most_at_once <= roots.AHEAD
+    assert s3_server.requests["GET", 200] == len(rows), "each once"
+
+
+def test_what_was_fetched_for_a_row_that_nobody_looks_at_is_deleted_and_its_errors_are_nobodys(
+    bucket, s3_server, tmp_path
+):
+    data = base.picture(tmp_path / "one.png").read_bytes()
+    rows = [record("a.png"), record("refused.png"), record("gone.png"), record("b.png")]
+    for name in ("a.png", "refused.png", "b.png"):
+        storage.write_bytes(f"{bucket}/set/{name}", data)
+    with roots.opened(f"{bucket}/set", rows, 1) as root:
+        for row in rows:
+            if row.media[0].path in ("a.png", "b.png"):
+                assert Path(media.resolve(root, row.media[0].path)).read_bytes() == data
+            roots.release(root, row)
+        assert os.listdir(root.folder) == []
+
+
+def test_a_shard_that_is_given_up_leaves_no_folder_though_files_still_come(bucket, s3_server, tmp_path):
+    rows = [record(f"{number}.png") for number in range(6)]
+    for row in rows:
+        storage.write_bytes(f"{bucket}/set/{row.media[0].path}", b"x" * 1000)
+    s3_server.faults.wait_s = 0.2
+    with pytest.raises(RuntimeError, match="given up"), roots.opened(f"{bucket}/set", rows, 1) as root:
+        media.resolve(root, "0.png")
+        raise RuntimeError("given up")
+    assert not os.path.exists(root.folder)
+
+
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
