@@ -172,7 +172,7 @@ def convert_shard(task: dict[str, Any]) -> dict[str, Any]:
     adapter, wording = sources.adapter(shard.source), instructions.Wording(**task["wording"])
     samples, index, rejects = [], [], []
     records = plan.read_records(shard.path(task["work"], "plan.json"))
-    with roots.opened(task["root"], records, settings.max_file_mb) as root:
+    with roots.opened(task["root"], records, settings) as root:
         for record in records:
             try:
                 result = convert.convert(record, root, adapter, settings, wording)

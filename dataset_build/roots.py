@@ -13,13 +13,15 @@ import os
 import posixpath
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent import futures
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dataset_build import media, s3, storage
-from dataset_build.errors import StorageError
 from dataset_build.schema import MediaRef, Record
+
+if TYPE_CHECKING:
+    from dataset_build.recipe import MediaSettings
 
 # Fetched files that a later row of the shard will need again: more than this is deleted, and fetched once more.
 KEPT_BYTES = 4 << 30
@@ -29,27 +31,29 @@ AHEAD = 4
 
 @functools.cache
 def _fetchers() -> futures.ThreadPoolExecutor:
-    """Threads of this process. They outlive a shard: each has a client of its own, which takes 0.1 s to set up."""
+    """Threads of this process, which share its connections to the store."""
     return futures.ThreadPoolExecutor(AHEAD, thread_name_prefix="emobench-fetch")
 
 
 class Fetched:
     """The media of a remote root as local files in a folder of its own. `opened` makes and removes it."""
 
-    def __init__(self, root: str, folder: str, max_file_mb: int, names: Iterable[str]) -> None:
-        """`names`: every file that will be asked for, as often and in the order as it will."""
+    def __init__(
+        self, root: str, folder: str, max_file_mb: int, uses: Counter[str], ahead: Iterable[str]
+    ) -> None:
+        """`uses`: how often each file may be asked for. `ahead`: those that will be, in their order."""
         self.root, self.folder, self.max_file_mb = root, folder, max_file_mb
-        self._uses = Counter(names)  # how many more times each will be asked for
-        self._next = iter(tuple(self._uses))
+        self._uses = uses
+        self._next = iter(ahead)
         self._coming: dict[str, futures.Future[str]] = {}
         self._files: dict[str, str] = {}
 
     def file(self, path: str) -> str:
         """The local copy of the object at `path`. Raises MediaError as `media.resolve` does, and StorageError."""
         name = object_name(path)
-        self._look_ahead()
         if name not in self._files:
             self._files[name] = self._come(name) or self._fetch(name, path)
+        self._look_ahead()  # only now: four threads that find no client would make one each
         return self._files[name]
 
     def _look_ahead(self) -> None:
@@ -86,9 +90,10 @@ class Fetched:
         for name in _names([record]):
             self._uses[name] -= 1
             if self._uses[name] <= 0 and name in self._coming:  # its row was refused before it was looked at
-                with contextlib.suppress(StorageError):
-                    if fetched := self._come(name):
-                        self._files[name] = fetched
+                with contextlib.suppress(Exception):  # nobody asked for it
+                    if not self._coming[name].cancel():
+                        self._files[name] = self._coming[name].result()
+                del self._coming[name]
             local = self._files.get(name)
             if local and (self._uses[name] <= 0 or self._held() > KEPT_BYTES):
                 os.unlink(local)
@@ -105,13 +110,14 @@ class Fetched:
 
 
 @contextlib.contextmanager
-def opened(root: str, records: Iterable[Record], max_file_mb: int) -> Iterator[str | Fetched]:
+def opened(root: str, records: Sequence[Record], settings: MediaSettings) -> Iterator[str | Fetched]:
     """The root as `media.resolve` takes it, for the conversion of `records`."""
     if not storage.is_remote(root):
         yield root
         return
     with tempfile.TemporaryDirectory(prefix="emobench-") as folder:
-        fetched = Fetched(root, folder, max_file_mb, _names(records))
+        uses, ahead = Counter(_names(records)), dict.fromkeys(_names(records, settings.audio))
+        fetched = Fetched(root, folder, settings.max_file_mb, uses, ahead)
         try:
             yield fetched
         finally:
@@ -152,9 +158,9 @@ def fingerprint(root: str, taken: storage.Snapshot | None, ref: MediaRef) -> lis
     return "missing_media" if found is None else [found.size, found.etag]
 
 
-def _names(records: Iterable[Record]) -> Iterator[str]:
+def _names(records: Iterable[Record], audio: bool = True) -> Iterator[str]:
     for record in records:
         for ref in record.media:
-            if ref.pixels is None:
+            if ref.pixels is None and (audio or ref.kind != "audio"):
                 with contextlib.suppress(media.MediaError):
                     yield object_name(ref.path)

@@ -29,9 +29,7 @@ def parquet_bytes(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    buffer = (
-        pa.BufferOutputStream()
-    )  # io.BytesIO takes half as long again: Arrow goes through Python for each page
+    buffer = pa.BufferOutputStream()  # into io.BytesIO every page would go through Python
     waiting = arrow_schema.empty_table()
     with pq.ParquetWriter(
         buffer, arrow_schema, compression="zstd", use_dictionary=False, version="2.6"
