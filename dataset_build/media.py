@@ -279,7 +279,7 @@ def _decode(
             scale = settings.max_side_px / longest
             opened.draft("RGB", (round(opened.width * scale), round(opened.height * scale)))
         upright = _upright(_load(opened, name), name)
-        # What Pillow gives for RGB in RGB is a copy, which is 1 % of a photograph's conversion.
+        # What Pillow gives for RGB in RGB is a copy, 4 % of a photograph's conversion.
         flat = upright if opened.format == "JPEG" and upright.mode == "RGB" else _flat(upright, name)
     if box is not None:
         keep = False
