@@ -178,12 +178,7 @@ def run(
     ours, peers = benchmark.sides(size, folder)
     alone = not peers
     if only is not None:
-        unknown = set(only) - {peer.name for peer in peers}
-        if unknown:
-            names = ", ".join(peer.name for peer in peers)
-            raise BenchmarkError(f"no peer is called {min(unknown)!r}; there are {names or 'none'}")
-        left_out = "left out: not among the peers asked for"
-        peers = [peer if peer.name in only else Side(peer.name, missing=left_out) for peer in peers]
+        peers = _chosen(peers, only)
     present = [peer for peer in peers if peer.missing is None]
     for peer in peers:
         if peer.missing is not None:
@@ -228,6 +223,16 @@ def run(
     if out is not None:
         append(out, records)
     return records
+
+
+def _chosen(peers: Sequence[Side], only: Collection[str]) -> list[Side]:
+    """The peers, those not in `only` as missing. Raises BenchmarkError for a name that none has."""
+    unknown = set(only) - {peer.name for peer in peers}
+    if unknown:
+        names = ", ".join(peer.name for peer in peers)
+        raise BenchmarkError(f"no peer is called {min(unknown)!r}; there are {names or 'none'}")
+    left_out = "left out: not among the peers asked for"
+    return [peer if peer.name in only else Side(peer.name, missing=left_out) for peer in peers]
 
 
 def _record(
