@@ -17,7 +17,9 @@ import io
 import math
 import os
 import re
+import stat
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -53,6 +55,8 @@ MACHINE_TROUBLE = frozenset(
         errno.ETIMEDOUT,
     )
 )
+# Of a source that has a folder for every clip not all are remembered.
+_FOLDERS_KEPT = 4096
 # Where in memory an object lies, as Python's error messages say it.
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
@@ -78,15 +82,15 @@ class Medium:
     sample_rate: int | None = None
 
 
-class Fetching(Protocol):
-    """A root whose files come from elsewhere (`dataset_build.roots.Fetched`)."""
+class Place(Protocol):
+    """Where the media of a source lie: `Folder`, or `dataset_build.roots.Fetched`."""
 
     def file(self, path: str) -> str:
-        """A local copy of the file. Raises MediaError as `resolve` does."""
+        """The local file of an annotation's `path`. Raises MediaError as `resolve` does."""
         ...
 
 
-Root = str | Fetching
+Root = str | Place
 
 
 def check_path(path: str) -> None:
@@ -109,30 +113,69 @@ def resolve(root: Root, path: str) -> str:
 
     Raises MediaError: path_outside_root, missing_media, not_media, bad_row (no file name can hold this text).
     """
-    check_path(path)
-    if not isinstance(root, str):
-        return root.file(path)
-    real_root = os.path.realpath(root)
-    full = os.path.realpath(os.path.join(real_root, path))
-    if os.path.commonpath([real_root, full]) != real_root:
-        # Not where it leads: that depends on where the source lies, and a reject is part of the build's digest.
-        raise MediaError("path_outside_root", f"{path}: a link leads out of the source's folder")
-    if not os.path.exists(full):
-        raise MediaError("missing_media", missing(path))
-    if not os.path.isfile(full):
+    return (Folder(root) if isinstance(root, str) else root).file(path)
+
+
+class Folder:
+    """A local root. What its folders really are is looked up once each: one for each reading of a source."""
+
+    def __init__(self, root: str) -> None:
+        self._real = os.path.realpath(root)
+        self._folders: dict[str, str] = {}
+
+    def file(self, path: str) -> str:
+        """See `resolve`. Asks the file system once for a file in a folder that is known and is no link."""
+        check_path(path)
+        folder, name = os.path.split(os.path.join(self._real, path))
+        if name in ("", "."):  # of `a.png/`, too, it is a.png that is meant
+            return self._linked(os.path.join(folder, name), path)
+        full = os.path.join(self._folder(folder, path), name)
+        mode = _mode(os.lstat, full, path)
+        return self._linked(full, path) if stat.S_ISLNK(mode) else _regular(full, mode, path)
+
+    def _folder(self, folder: str, path: str) -> str:
+        if folder not in self._folders:
+            if len(self._folders) == _FOLDERS_KEPT:
+                self._folders.clear()
+            self._folders[folder] = self._inside(folder, path)
+        return self._folders[folder]
+
+    def _linked(self, full: str, path: str) -> str:
+        real = self._inside(full, path)
+        return _regular(real, _mode(os.stat, real, path), path)
+
+    def _inside(self, full: str, path: str) -> str:
+        real = os.path.realpath(full)
+        if os.path.commonpath([self._real, real]) != self._real:
+            # Not where it leads: that depends on where the source lies, and a reject is part of the build's digest.
+            raise MediaError("path_outside_root", f"{path}: a link leads out of the source's folder")
+        return real
+
+
+def _mode(ask: Callable[[str], os.stat_result], full: str, path: str) -> int:
+    try:
+        return ask(full).st_mode
+    except OSError as error:
+        if error.errno in MACHINE_TROUBLE:
+            raise
+        raise MediaError("missing_media", missing(path)) from None
+
+
+def _regular(full: str, mode: int, path: str) -> str:
+    if not stat.S_ISREG(mode):
         raise MediaError("not_media", f"{path}: not a regular file")
     return full
 
 
-def fingerprint(root: str, path: str) -> list[int] | str:
+def fingerprint(root: Root, path: str) -> list[int] | str:
     """What a file is without reading it: size and modification time, or the reason why it cannot be used."""
     try:
-        stat = os.stat(resolve(root, path))
+        found = os.stat(resolve(root, path))
     except MediaError as error:
         return error.reason
     except OSError as error:
         return f"missing_media: {error.strerror}"
-    return [stat.st_size, stat.st_mtime_ns]
+    return [found.st_size, found.st_mtime_ns]
 
 
 def check_file(full: str, path: str, max_file_mb: int) -> bytes:

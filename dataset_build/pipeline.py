@@ -28,6 +28,7 @@ from dataset_build import (
     manifest,
     media,
     plan,
+    plots,
     ray_local,
     ray_tasks,
     rewriting,
@@ -83,7 +84,9 @@ def build(recipe: BuildRecipe, workers: int | None = None) -> dict[str, Any]:
         f"{made.records.total()} records; {len(made.shards)} shards, {len(pending)} of them to convert",
         flush=True,
     )
-    with ray_local.session():
+    # A thread that draws the card while the workers read, and imports what it needs for that while they convert.
+    with ray_local.session(), ThreadPoolExecutor(1) as beside:
+        beside.submit(plots.load)
         if pending:
             _convert(recipe, made.shards, pending, work, workers, wordings)
         found = gather.gather(made, work, decide.facts(recipe))
@@ -105,9 +108,8 @@ def build(recipe: BuildRecipe, workers: int | None = None) -> dict[str, Any]:
         counts = _ledger(made, found, decision)
         done = manifest.make(recipe, digest, counts, files, decision.places)
         _remove_strangers(out, files)
-        with ThreadPoolExecutor(1) as beside:  # the card is drawn in this process while the workers read
-            drawn = beside.submit(card.make, out, done)
-            problems = _read_back(out, done, workers, there)
+        drawn = beside.submit(card.make, out, done)
+        problems = _read_back(out, done, workers, there)
     if problems:
         raise BuildError("the written files do not verify:\n  " + "\n  ".join(problems[:20]))
     earlier.remember(tasks, files)

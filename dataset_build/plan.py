@@ -15,7 +15,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from dataset_build import convert, decoder, instructions, provenance, quality, roots, schema, sources, storage
+from dataset_build import (
+    convert,
+    decoder,
+    instructions,
+    media,
+    provenance,
+    quality,
+    roots,
+    schema,
+    sources,
+    storage,
+)
 from dataset_build.errors import BuildError
 from dataset_build.instructions import Wording
 from dataset_build.recipe import BuildRecipe, SourceSpec
@@ -99,8 +110,9 @@ def make(
         root = recipe.source_root(spec)
         records = _unique(_items(recipe, spec, plan), plan)
         with storage.snapshot(root) as taken:
+            place = root if taken else media.Folder(root)
             for number, batch in enumerate(_batches(records, recipe)):
-                files = [[roots.fingerprint(root, taken, ref) for ref in record.media] for record in batch]
+                files = [[roots.fingerprint(place, taken, ref) for ref in record.media] for record in batch]
                 if watch:
                     for record, fingerprints in zip(batch, files):
                         watch(record, fingerprints)

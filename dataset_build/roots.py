@@ -1,7 +1,7 @@
 """Where a source's media lie: a local folder, or `s3://` whose files are fetched one by one and deleted after use.
 
 Both follow the same rules: an annotation's path is relative, has no `..`, and never leaves the root. On S3 that is a
-matter of spelling, in a folder also of links (`media.resolve`).
+matter of spelling, in a folder also of links (`media.Folder`).
 """
 
 from __future__ import annotations
@@ -110,10 +110,10 @@ class Fetched:
 
 
 @contextlib.contextmanager
-def opened(root: str, records: Sequence[Record], settings: MediaSettings) -> Iterator[str | Fetched]:
+def opened(root: str, records: Sequence[Record], settings: MediaSettings) -> Iterator[media.Place]:
     """The root as `media.resolve` takes it, for the conversion of `records`."""
     if not storage.is_remote(root):
-        yield root
+        yield media.Folder(root)
         return
     with tempfile.TemporaryDirectory(prefix="emobench-") as folder:
         uses, ahead = Counter(_names(records)), dict.fromkeys(_names(records, settings.audio))
@@ -124,8 +124,8 @@ def opened(root: str, records: Sequence[Record], settings: MediaSettings) -> Ite
             fetched.close()
 
 
-def release(root: str | Fetched, record: Record) -> None:
-    """See `Fetched.release`; nothing for a local root."""
+def release(root: media.Place, record: Record) -> None:
+    """See `Fetched.release`; nothing for a folder."""
     if isinstance(root, Fetched):
         root.release(record)
 
@@ -141,7 +141,7 @@ def object_name(path: str) -> str:
     return "" if name == "." else name
 
 
-def fingerprint(root: str, taken: storage.Snapshot | None, ref: MediaRef) -> list[Any] | str:
+def fingerprint(root: media.Root, taken: storage.Snapshot | None, ref: MediaRef) -> list[Any] | str:
     """What a medium's file is without reading it, or the reason why it cannot be used.
 
     Of a folder: size and modification time. Of S3: size and etag in the listing `taken`. Zeros where there is no file

@@ -29,6 +29,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
+import psutil
+
 PROJECT = Path(__file__).resolve().parents[2]
 CACHE = PROJECT / ".local" / "bench"
 SCHEMA_VERSION = 1
@@ -153,10 +155,20 @@ def _tail(file: TextIO, lines: int = 25) -> str:
 
 
 def _end_session(process: subprocess.Popen[bytes]) -> None:
-    """End what a side left behind (Ray's daemons, decoders); it has a session of its own, so nothing else is hit."""
+    """End a side that still runs, and what it left behind (Ray's daemons, decoders).
+
+    It has a session of its own, so nothing else is hit; servers that it started have theirs, and are its children.
+    """
+    started: list[psutil.Process] = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        if process.poll() is None:  # else the number may be another's
+            started = psutil.Process(process.pid).children(recursive=True)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    for child in started:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
 def run(
@@ -286,15 +298,11 @@ def _record(
 
 def _busy_percent() -> float:
     """How busy the processors are with other work, in the second before a pair."""
-    import psutil
-
     return float(psutil.cpu_percent(interval=1.0))
 
 
 def machine() -> dict[str, Any]:
     """What the machine is: processor, cores, memory, GPU. No name of a host."""
-    import psutil
-
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():

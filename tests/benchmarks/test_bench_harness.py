@@ -105,11 +105,13 @@ def test_a_last_line_without_seconds_units_and_work_is_refused(last):
         harness.execute(Side("b", [sys.executable, "-S", "-c", f"print({last!r})"]))
 
 
-def test_a_side_that_does_not_end_is_ended_with_what_it_started(tmp_path):
+@pytest.mark.parametrize("own_session", [False, True])  # as servers have
+def test_a_side_that_does_not_end_is_ended_with_what_it_started(tmp_path, own_session):
     mark = tmp_path / "alive"
     child = f"import time; time.sleep(2); open({str(mark)!r}, 'w')"
     code = (
-        f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
+        f"import subprocess, sys, time; "
+        f"subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session={own_session}); time.sleep(60)"
     )
     with pytest.raises(BenchmarkError, match="b: no end after 0.5 s"):
         harness.execute(Side("b", [sys.executable, "-S", "-c", code], timeout_s=0.5))

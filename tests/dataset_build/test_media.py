@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import struct
@@ -92,6 +93,90 @@ def test_links_are_followed_inside_the_root_only(tmp_path):
     assert media.resolve(str(root), "inside.png").endswith("real.png")
     assert reason_of(lambda: media.resolve(str(root), "outside.png")) == "path_outside_root"
     assert reason_of(lambda: media.resolve(str(root), "folder/secret.png")) == "path_outside_root"
+
+
+@pytest.fixture(scope="module")
+def linked(tmp_path_factory):
+    """A folder with links of every kind, itself behind one."""
+    top = tmp_path_factory.mktemp("linked")
+    real = top / "real"
+    (real / "a" / "b").mkdir(parents=True)
+    (top / "real-too").mkdir()
+    for file in (real / "f", real / "a" / "f", real / "a" / "b" / "f", top / "f", top / "real-too" / "f"):
+        file.touch()
+    for name, target in {
+        "in": "a",
+        "out": "..",
+        "beside": "../real-too",
+        "loop": "loop",
+        "gone": "nowhere",
+        "fin": "f",
+        "fout": "../f",
+    }.items():
+        os.symlink(target, real / name)
+    os.symlink("../..", real / "a" / "up")
+    os.symlink("../b", real / "a" / "b" / "in")
+    os.mkfifo(real / "a" / "fifo")
+    os.symlink(real, top / "root")
+    return str(top / "root")
+
+
+_NAMES = [
+    "",
+    ".",
+    "a",
+    "b",
+    "f",
+    "in",
+    "out",
+    "up",
+    "beside",
+    "loop",
+    "gone",
+    "fin",
+    "fout",
+    "fifo",
+    "x" * 300,
+]
+
+
+@given(paths=st.lists(st.lists(st.sampled_from(_NAMES), max_size=5).map("/".join), min_size=1, max_size=8))
+@settings(deadline=None, max_examples=300)
+def test_a_folder_that_remembers_says_of_every_path_what_the_file_system_says(linked, paths):
+    def said(path):
+        try:
+            media.check_path(path)
+        except media.MediaError as error:
+            return error.reason
+        real, full = os.path.realpath(linked), os.path.realpath(os.path.join(linked, path))
+        if full != real and not full.startswith(f"{real}/"):
+            return "path_outside_root"
+        if not os.path.exists(full):
+            return "missing_media"
+        return full if os.path.isfile(full) else "not_media"
+
+    def found(path):
+        try:
+            return folder.file(path)
+        except media.MediaError as error:
+            return error.reason
+
+    folder = media.Folder(linked)
+    assert [found(path) for path in paths * 2] == [said(path) for path in paths * 2]
+
+
+def test_a_file_server_that_does_not_answer_is_no_missing_file(tmp_path, monkeypatch):
+    """A reject would be kept with its shard after the server is back."""
+
+    def lstat(path):
+        raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+
+    (tmp_path / "a.png").touch()
+    folder = media.Folder(str(tmp_path))
+    folder.file("a.png")
+    monkeypatch.setattr(media.os, "lstat", lstat)
+    with pytest.raises(TimeoutError):
+        folder.file("a.png")
 
 
 @pytest.mark.parametrize(
