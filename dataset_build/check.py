@@ -188,10 +188,10 @@ def _look_up(found: Checked, root: str, taken: storage.Snapshot | None, refs: di
     """Which of the named files are there and not empty; the others become faults."""
     there = []
     found.files_named = len(refs)
-    place = root if taken else media.Folder(root)
+    place = taken or media.Folder(root)
     with Progress("looking up", len(refs), "files") as progress:
         for path, use in refs.items():
-            fingerprint = roots.fingerprint(place, taken, use.ref)
+            fingerprint = roots.fingerprint(place, use.ref)
             progress.advance()
             if isinstance(fingerprint, str):
                 reason = fingerprint.partition(":")[0]

@@ -19,7 +19,6 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -86,7 +85,7 @@ class Place(Protocol):
     """Where the media of a source lie: `Folder`, or `dataset_build.roots.Fetched`."""
 
     def file(self, path: str) -> str:
-        """The local file of an annotation's `path`. Raises MediaError as `resolve` does."""
+        """The local file of an annotation's `path`. Raises as `resolve` does."""
         ...
 
 
@@ -111,66 +110,79 @@ def missing(path: str) -> str:
 def resolve(root: Root, path: str) -> str:
     """The absolute path of an annotation's `path`, which must stay inside `root`, links resolved.
 
-    Raises MediaError: path_outside_root, missing_media, not_media, bad_row (no file name can hold this text).
+    Raises MediaError: path_outside_root, missing_media, not_media, bad_row (no file name can hold this text); and OSError
+    for `MACHINE_TROUBLE`.
     """
     return (Folder(root) if isinstance(root, str) else root).file(path)
 
 
 class Folder:
-    """A local root. What its folders really are is looked up once each: one for each reading of a source."""
+    """A local root, for one reading of its source or one shard: what its folders really are is looked up once each.
+
+    A folder that is replaced by a link while an instance lives is still taken for what it was.
+    """
 
     def __init__(self, root: str) -> None:
-        self._real = os.path.realpath(root)
+        """Raises OSError for `MACHINE_TROUBLE`."""
+        self._real, _ = _real(root)
         self._folders: dict[str, str] = {}
 
     def file(self, path: str) -> str:
-        """See `resolve`. Asks the file system once for a file in a folder that is known and is no link."""
+        """See `resolve`."""
+        return self.look_up(path)[0]
+
+    def look_up(self, path: str) -> tuple[str, os.stat_result]:
+        """The file of `path` and what the file system says of it: one question where its folder is known. See `resolve`."""
         check_path(path)
-        folder, name = os.path.split(os.path.join(self._real, path))
-        if name in ("", "."):  # of `a.png/`, too, it is a.png that is meant
-            return self._linked(os.path.join(folder, name), path)
-        full = os.path.join(self._folder(folder, path), name)
-        mode = _mode(os.lstat, full, path)
-        return self._linked(full, path) if stat.S_ISLNK(mode) else _regular(full, mode, path)
+        full = os.path.normpath(os.path.join(self._real, path))
+        if full != self._real:
+            folder, name = os.path.split(full)
+            full = os.path.join(self._folder(folder, path), name)
+        try:
+            found = os.lstat(full)
+            if stat.S_ISLNK(found.st_mode):
+                full = self._inside(full, path)
+                found = os.lstat(full)
+        except OSError as error:
+            if error.errno in MACHINE_TROUBLE:
+                raise
+            raise MediaError("missing_media", missing(path)) from None
+        if not stat.S_ISREG(found.st_mode):
+            raise MediaError("not_media", f"{path}: not a regular file")
+        return full, found
 
     def _folder(self, folder: str, path: str) -> str:
         if folder not in self._folders:
-            if len(self._folders) == _FOLDERS_KEPT:
+            if len(self._folders) >= _FOLDERS_KEPT:
                 self._folders.clear()
             self._folders[folder] = self._inside(folder, path)
         return self._folders[folder]
 
-    def _linked(self, full: str, path: str) -> str:
-        real = self._inside(full, path)
-        return _regular(real, _mode(os.stat, real, path), path)
-
     def _inside(self, full: str, path: str) -> str:
-        real = os.path.realpath(full)
+        """What is there at `full`, links resolved. Raises as `resolve` does."""
+        real, there = _real(full)
         if os.path.commonpath([self._real, real]) != self._real:
             # Not where it leads: that depends on where the source lies, and a reject is part of the build's digest.
             raise MediaError("path_outside_root", f"{path}: a link leads out of the source's folder")
+        if not there:
+            raise MediaError("missing_media", missing(path))
         return real
 
 
-def _mode(ask: Callable[[str], os.stat_result], full: str, path: str) -> int:
+def _real(path: str) -> tuple[str, bool]:
+    """`path` with links resolved, and whether all of it is there; where it is not, links may be left behind what is missing."""
     try:
-        return ask(full).st_mode
+        return os.path.realpath(path, strict=True), True
     except OSError as error:
         if error.errno in MACHINE_TROUBLE:
             raise
-        raise MediaError("missing_media", missing(path)) from None
+        return os.path.realpath(path), False
 
 
-def _regular(full: str, mode: int, path: str) -> str:
-    if not stat.S_ISREG(mode):
-        raise MediaError("not_media", f"{path}: not a regular file")
-    return full
-
-
-def fingerprint(root: Root, path: str) -> list[int] | str:
+def fingerprint(root: str | Folder, path: str) -> list[int] | str:
     """What a file is without reading it: size and modification time, or the reason why it cannot be used."""
     try:
-        found = os.stat(resolve(root, path))
+        _, found = (Folder(root) if isinstance(root, str) else root).look_up(path)
     except MediaError as error:
         return error.reason
     except OSError as error:

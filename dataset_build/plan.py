@@ -110,9 +110,9 @@ def make(
         root = recipe.source_root(spec)
         records = _unique(_items(recipe, spec, plan), plan)
         with storage.snapshot(root) as taken:
-            place = root if taken else media.Folder(root)
+            place = taken or media.Folder(root)
             for number, batch in enumerate(_batches(records, recipe)):
-                files = [[roots.fingerprint(place, taken, ref) for ref in record.media] for record in batch]
+                files = [[roots.fingerprint(place, ref) for ref in record.media] for record in batch]
                 if watch:
                     for record, fingerprints in zip(batch, files):
                         watch(record, fingerprints)

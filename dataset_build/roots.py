@@ -141,18 +141,18 @@ def object_name(path: str) -> str:
     return "" if name == "." else name
 
 
-def fingerprint(root: media.Root, taken: storage.Snapshot | None, ref: MediaRef) -> list[Any] | str:
+def fingerprint(place: media.Folder | storage.Snapshot, ref: MediaRef) -> list[Any] | str:
     """What a medium's file is without reading it, or the reason why it cannot be used.
 
-    Of a folder: size and modification time. Of S3: size and etag in the listing `taken`. Zeros where there is no file
-    of its own behind it (`MediaRef.pixels`).
+    Of a folder: size and modification time. Of S3: size and etag in the listing. Zeros where there is no file of its
+    own behind it (`MediaRef.pixels`).
     """
     if ref.pixels is not None:
         return [0, 0]
-    if taken is None:
-        return media.fingerprint(root, ref.path)
+    if isinstance(place, media.Folder):
+        return media.fingerprint(place, ref.path)
     try:
-        found = taken.files.get(object_name(ref.path))
+        found = place.files.get(object_name(ref.path))
     except media.MediaError as error:
         return error.reason
     return "missing_media" if found is None else [found.size, found.etag]

@@ -155,13 +155,14 @@ def _tail(file: TextIO, lines: int = 25) -> str:
 
 
 def _end_session(process: subprocess.Popen[bytes]) -> None:
-    """End a side that still runs, and what it left behind (Ray's daemons, decoders).
+    """End a side that still runs with all that came from it; else what it left behind (Ray's daemons, decoders).
 
-    It has a session of its own, so nothing else is hit; servers that it started have theirs, and are its children.
+    It has a session of its own, so nothing else is hit. Servers that it started have theirs: they are found among its
+    children while it runs, and where it ends by itself it has to end them itself.
     """
     started: list[psutil.Process] = []
     with contextlib.suppress(psutil.NoSuchProcess):
-        if process.poll() is None:  # else the number may be another's
+        if process.poll() is None:
             started = psutil.Process(process.pid).children(recursive=True)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)

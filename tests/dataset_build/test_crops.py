@@ -258,7 +258,7 @@ def test_a_record_may_hold_its_picture_and_its_table_is_not_opened(tmp_path):
     kept = conversion.convert(record(ref), str(tmp_path), emoset, SETTINGS)
     assert isinstance(kept, conversion.Converted)
     assert kept.sample["media"][0]["width"] == 2
-    assert roots.fingerprint(str(tmp_path), None, ref) == [0, 0]
+    assert roots.fingerprint(media.Folder(str(tmp_path)), ref) == [0, 0]
     wrong = conversion.convert(
         record(MediaRef("video", "a.csv", pixels="0")), str(tmp_path), emoset, SETTINGS
     )

@@ -10,7 +10,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps, PngImagePlugin
 
@@ -109,6 +109,7 @@ def linked(tmp_path_factory):
         "out": "..",
         "beside": "../real-too",
         "loop": "loop",
+        "deep": "deep/..",
         "gone": "nowhere",
         "fin": "f",
         "fout": "../f",
@@ -132,6 +133,7 @@ _NAMES = [
     "up",
     "beside",
     "loop",
+    "deep",
     "gone",
     "fin",
     "fout",
@@ -141,17 +143,40 @@ _NAMES = [
 
 
 @given(paths=st.lists(st.lists(st.sampled_from(_NAMES), max_size=5).map("/".join), min_size=1, max_size=8))
-@settings(deadline=None, max_examples=300)
+@example(paths=["in/f", "in/b/f", "a/b/in/f", "deep/in/f"])
+@example(paths=["out/f", "beside/f", "a/up/f", "in/up/f", "deep/out/f", "deep/fout"])
+@example(
+    paths=[
+        "f/",
+        "f/.",
+        "a/./f",
+        "a//f",
+        "f/f",
+        "",
+        ".",
+        "a",
+        "a/",
+        "a/fifo",
+        "fin",
+        "fout",
+        "gone",
+        "gone/f",
+        "loop/f",
+    ]
+)
+@settings(deadline=None, max_examples=200)
 def test_a_folder_that_remembers_says_of_every_path_what_the_file_system_says(linked, paths):
     def said(path):
         try:
             media.check_path(path)
         except media.MediaError as error:
             return error.reason
-        real, full = os.path.realpath(linked), os.path.realpath(os.path.join(linked, path))
-        if full != real and not full.startswith(f"{real}/"):
+        root, full = os.path.realpath(linked), os.path.normpath(os.path.join(linked, path))
+        if not f"{os.path.realpath(full)}/".startswith(f"{root}/"):
             return "path_outside_root"
-        if not os.path.exists(full):
+        try:
+            full = os.path.realpath(full, strict=True)
+        except OSError:
             return "missing_media"
         return full if os.path.isfile(full) else "not_media"
 
@@ -165,18 +190,62 @@ def test_a_folder_that_remembers_says_of_every_path_what_the_file_system_says(li
     assert [found(path) for path in paths * 2] == [said(path) for path in paths * 2]
 
 
+def test_a_loop_of_links_leads_nowhere(linked):
+    """`os.path.realpath` gives up at it and takes the rest of the path by its spelling."""
+    assert os.path.realpath(f"{linked}/deep/out/f") == f"{os.path.realpath(linked)}/out/f"
+    assert reason_of(lambda: media.resolve(linked, "deep/out/f")) == "missing_media"
+
+
+def test_a_folder_that_was_not_there_is_looked_up_again(tmp_path):
+    (tmp_path / "f").touch()
+    (tmp_path / "root").mkdir()
+    folder = media.Folder(str(tmp_path / "root"))
+    assert reason_of(lambda: folder.file("late/f")) == "missing_media"
+    (tmp_path / "root" / "late").symlink_to("..")
+    assert reason_of(lambda: folder.file("late/f")) == "path_outside_root"
+
+
+def test_the_file_system_is_asked_once_for_a_file_in_a_known_folder(tmp_path, monkeypatch):
+    asked = []
+
+    def counting(real):
+        return lambda path, **options: (asked.append(str(path)), real(path, **options))[1]
+
+    for place in "abc":
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "1.png").touch()
+        (tmp_path / place / "2.png").touch()
+    monkeypatch.setattr(media, "_FOLDERS_KEPT", 2)
+    folder = media.Folder(str(tmp_path))
+    for path in ("a/1.png", "b/1.png", "c/1.png"):
+        folder.file(path)
+    modified = os.stat(tmp_path / "c/2.png").st_mtime_ns
+    for name in ("stat", "lstat"):
+        monkeypatch.setattr(os, name, counting(getattr(os, name)))
+    assert media.fingerprint(folder, "c/2.png") == [0, modified]
+    assert asked == [str(tmp_path / "c/2.png")]
+    folder.file("a/2.png")  # of more folders than are kept the first is forgotten
+    assert len(asked) > 2
+
+
 def test_a_file_server_that_does_not_answer_is_no_missing_file(tmp_path, monkeypatch):
     """A reject would be kept with its shard after the server is back."""
 
-    def lstat(path):
+    def lstat(path, **_options):
         raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
 
     (tmp_path / "a.png").touch()
     folder = media.Folder(str(tmp_path))
-    folder.file("a.png")
-    monkeypatch.setattr(media.os, "lstat", lstat)
-    with pytest.raises(TimeoutError):
-        folder.file("a.png")
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "lstat", lstat)
+        for ask in (
+            lambda: folder.file("a.png"),
+            lambda: folder.file("b/a.png"),
+            lambda: media.Folder(str(tmp_path)),
+        ):
+            with pytest.raises(TimeoutError):
+                ask()
+    assert folder.file("a.png") == str(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize(
