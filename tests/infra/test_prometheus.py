@@ -102,7 +102,8 @@ def test_a_stalled_build_fires_its_alert_and_every_query_is_answered(
     ray_job["file_sd_configs"] = [{"files": [targets], "refresh_interval": "2s"}]
     (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
 
-    write_tree(tmp_path / "emoset", 8_000, 48)
+    # A minute's work: Ray exports its metrics every ten seconds, and it has to be seen growing.
+    write_tree(tmp_path / "emoset", 60_000, 48)
     for broken in sorted((tmp_path / "emoset" / "image" / "awe").iterdir())[:10]:
         broken.write_bytes(b"not a picture")
     recipe = {
@@ -125,7 +126,15 @@ def test_a_stalled_build_fires_its_alert_and_every_query_is_answered(
     try:
         servers.wait_until(api.ready, prometheus, 30)
         build = subprocess.Popen(
-            [sys.executable, "-m", "dataset_build", "build", str(tmp_path / "stalled.yaml")],
+            [
+                sys.executable,
+                "-m",
+                "dataset_build",
+                "build",
+                str(tmp_path / "stalled.yaml"),
+                "--workers",
+                "1",
+            ],
             cwd=PROJECT,
             env={**os.environ, **ray_cluster.env},
             stdout=(tmp_path / "build.log").open("wb"),
