@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import random
 import secrets
 import socket
 import subprocess
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 LOOPBACK = "127.0.0.1"
 MARK = "EMOBENCH_SERVER_ID"
+# Above those of Ray's workers (to 19,999), below those of outgoing connections (Linux from 32,768, others from 49,152).
+_SERVER_PORTS = range(20_000, 32_768)
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 # Where a client would look for other servers than the ones started here.
 _CLIENT_VARIABLES = (
@@ -65,12 +68,16 @@ def clean_environment(overrides: Mapping[str, str]) -> dict[str, str]:
 
 
 def free_port(preferred: int | None = None) -> int:
-    """`preferred` where nothing listens on it, otherwise any free TCP port of the loopback interface."""
-    for port in (preferred, 0) if preferred else (0,):
+    """`preferred` where nothing listens on it, otherwise any free TCP port of the loopback interface.
+
+    Drawn from ports that systems do not give to connections that go out: a server binds its port seconds later.
+    """
+    drawn = random.SystemRandom().sample(_SERVER_PORTS, 100)
+    for port in (*([preferred] if preferred else []), *drawn, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((LOOPBACK, port or 0))
+                probe.bind((LOOPBACK, port))
             except OSError:
                 continue
             return int(probe.getsockname()[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 import sys
 import time
@@ -44,6 +45,20 @@ def test_a_prefect_server_with_a_password_answers_nobody_without_it(
     assert stat.S_IMODE(Path(prefect_server.auth_path).stat().st_mode) == 0o600
     password = prefect_server.auth_string.partition(":")[2]
     assert len(password) == 64 and password not in Path(prefect_server.process.log).read_text()
+
+
+def test_a_servers_port_is_none_that_an_outgoing_connection_could_take_before_it_starts() -> None:
+    settings = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    outgoing_from = int(settings.read_text().split()[0]) if settings.exists() else 49_152
+    drawn = {servers.free_port() for _ in range(50)}
+    assert len(drawn) > 45 and all(19_999 < port < outgoing_from for port in drawn)
+
+
+def test_a_port_that_is_wanted_is_taken_where_nobody_listens() -> None:
+    wanted = servers.free_port()
+    assert servers.free_port(wanted) == wanted
+    with socket.create_server((servers.LOOPBACK, wanted)):
+        assert servers.free_port(wanted) != wanted
 
 
 def test_ending_a_server_ends_children_in_other_sessions_and_nothing_else(tmp_path: Path) -> None:
