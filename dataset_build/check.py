@@ -194,8 +194,7 @@ def _look_up(found: Checked, root: str, taken: storage.Snapshot | None, refs: di
             fingerprint = roots.fingerprint(place, use.ref)
             progress.advance()
             if isinstance(fingerprint, str):
-                reason = fingerprint.partition(":")[0]
-                _fault(found, reason, f"{use.uid}: {path}", use.records)
+                _fault(found, fingerprint, f"{use.uid}: {path}", use.records)
                 continue
             found.files_there += 1
             found.n_bytes += fingerprint[0]

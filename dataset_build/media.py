@@ -180,13 +180,14 @@ def _real(path: str) -> tuple[str, bool]:
 
 
 def fingerprint(root: str | Folder, path: str) -> list[int] | str:
-    """What a file is without reading it: size and modification time, or the reason why it cannot be used."""
+    """What a file is without reading it: size and modification time, or the reason why it cannot be used.
+
+    Raises OSError for `MACHINE_TROUBLE`: nothing is known of the file then.
+    """
     try:
         _, found = (Folder(root) if isinstance(root, str) else root).look_up(path)
     except MediaError as error:
         return error.reason
-    except OSError as error:
-        return f"missing_media: {error.strerror}"
     return [found.st_size, found.st_mtime_ns]
 
 

@@ -240,6 +240,7 @@ def test_a_file_server_that_does_not_answer_is_no_missing_file(tmp_path, monkeyp
         broken.setattr(os, "lstat", lstat)
         for ask in (
             lambda: folder.file("a.png"),
+            lambda: media.fingerprint(folder, "a.png"),
             lambda: folder.file("b/a.png"),
             lambda: media.Folder(str(tmp_path)),
         ):
