@@ -162,7 +162,8 @@ def _what_to_score(arguments: argparse.Namespace) -> tuple[str | None, str | Non
         if model and not data and models.kind_of(model) == models.EMOLLM:
             trained_on = evaluation.read_model(model).recipe
             data = trained_on["data"] if trained_on else None
-    out = arguments.out or models.default_out(model or ".", recipe)
+    narrowed = [one for one in mine if one.partition("=")[0] in ("split", "sub_tasks", "limit")]
+    out = arguments.out or models.default_out(model or ".", recipe, narrowed)
     return model, data, out, recipe
 
 

@@ -61,9 +61,16 @@ def kind_of(spec: str) -> str:
     return EMOLLM
 
 
-def default_out(spec: str, recipe: EvaluateRecipe) -> str:
-    """Where results go if not told: beside an EmoLLM, else below `runs/`; one folder per mode and ablation."""
-    ways: list[str] = [recipe.mode] if recipe.mode != "likelihood" else []
+def default_out(spec: str, recipe: EvaluateRecipe, narrowed: Sequence[str] = ()) -> str:
+    """Where results go if not told: beside an EmoLLM, else below `runs/`; one folder per fold, mode and ablation.
+
+    `narrowed`: what was asked for beside the recipe, as `limit=10`. A look at ten rows has a folder of its own and
+    leaves the answers to all rows alone.
+    """
+    name = spec.rstrip("/").rpartition("/")[2]
+    ways: list[str] = [name] if re.fullmatch(r"fold-\d+", name) else []
+    ways += [re.sub(r"\W+", "_", one).strip("_") for one in narrowed]
+    ways += [recipe.mode] if recipe.mode != "likelihood" else []
     ways += [recipe.ablation] if recipe.ablation != "none" else []
     ways += ["calibrated"] if recipe.calibrate else []
     ways += [f"as_{recipe.option_form}"] if recipe.option_form != "asked" else []

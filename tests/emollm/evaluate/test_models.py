@@ -41,6 +41,12 @@ def test_each_way_of_asking_has_a_folder_of_its_own(spec: str, values: dict[str,
     assert default_out(spec, EvaluateRecipe(**values)) == out
 
 
+def test_a_look_at_some_rows_or_one_fold_leaves_the_results_of_all_alone() -> None:
+    few = default_out("runs/a/model", EvaluateRecipe(), ["split=val", "sub_tasks=[emo_c, hate]", "limit=10"])
+    assert few == "runs/a/evaluation-split_val-sub_tasks_emo_c_hate-limit_10"
+    assert default_out("runs/a/model/fold-1/", EvaluateRecipe()) == "runs/a/model/evaluation-fold-1"
+
+
 def test_other_models_answer_the_test_rows_of_every_protocol_and_ours_only_their_own(
     bench: Path, model_dir: Path
 ) -> None:
