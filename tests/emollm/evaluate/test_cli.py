@@ -155,8 +155,7 @@ def test_a_sample_the_model_cannot_take_is_named(
     (tmp_path / "model" / "training.json").write_text(json.dumps(training))
     assert call("evaluate", "--model", str(tmp_path / "model"), "--data", str(data), "--limit", "100") == 1
     assert rows[0]["uid"] in capsys.readouterr().err
-    assert (tmp_path / "evaluation-limit_100").is_dir()
-    assert not list(tmp_path.glob("evaluation*/results.json"))
+    assert not list(tmp_path.rglob("results.json"))
 
 
 def test_parsers_import_nothing_heavy() -> None:
