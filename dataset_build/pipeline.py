@@ -101,7 +101,7 @@ def build(recipe: BuildRecipe, workers: int | None = None) -> dict[str, Any]:
         decision = decide.decide(recipe, found.index)
         tasks = _write_tasks(recipe, found, decision, out)
         earlier = written.Written(out, work)
-        there = {task["path"]: entry for task in tasks if (entry := earlier.still_there(task))}
+        there = earlier.still_there(tasks)
         files |= there | _write_samples([task for task in tasks if task["path"] not in there], workers)
         files |= _write_decision(recipe, found.index, decision, out)
         files |= rewriting.write_table(out, rewritten)

@@ -8,7 +8,8 @@ would give the same bytes. Only for builds into a folder: in a store, finding th
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from dataset_build import provenance, schema, storage
@@ -39,8 +40,13 @@ class Written:
         parts = [[os.path.basename(shard), rows, folds] for shard, rows, folds in task["parts"]]
         return provenance.sha256_of_json([*self._common, task["path"], parts])
 
-    def still_there(self, task: Mapping[str, Any]) -> Entry | None:
-        """The manifest's entry of the task's file where it need not be written again."""
+    def still_there(self, tasks: Sequence[Mapping[str, Any]]) -> dict[str, Entry]:
+        """The manifest's entries, by path, of those tasks whose file need not be written again."""
+        with ThreadPoolExecutor() as several:  # sha256 lets other threads run
+            entries = list(several.map(self._entry, tasks))
+        return {task["path"]: entry for task, entry in zip(tasks, entries, strict=True) if entry}
+
+    def _entry(self, task: Mapping[str, Any]) -> Entry | None:
         known = self._known.get(task["path"], {})
         full = storage.join(self._out, task["path"])
         if known.get("key") != self.key(task) or not os.path.isfile(full):
